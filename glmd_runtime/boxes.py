@@ -1,0 +1,68 @@
+"""The box convention of the whole project, and the arithmetic on it.
+
+A box is `xyxy`: left, top, right, bottom in pixels, as continuous edges: a picture W wide spans 0..W, a box's width
+is `x2 - x1` with no +1. Arrays are (N, 4) float32; `N = 0` is an ordinary value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+def xywh_to_xyxy(xywh: Array) -> Array:
+    """(N, 4) left, top, width, height (the COCO order) -> (N, 4) xyxy."""
+    xywh = np.asarray(xywh, np.float32).reshape(-1, 4)
+    return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+
+
+def xyxy_to_xywh(xyxy: Array) -> Array:
+    """(N, 4) xyxy -> (N, 4) left, top, width, height."""
+    xyxy = np.asarray(xyxy, np.float32).reshape(-1, 4)
+    return np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
+
+
+def area(xyxy: Array) -> Array:
+    """(..., 4) -> (...) square pixels; an inverted box has area 0."""
+    size = np.clip(xyxy[..., 2:] - xyxy[..., :2], 0, None)
+    return size[..., 0] * size[..., 1]
+
+
+def clip(xyxy: Array, hw: tuple[float, float]) -> Array:
+    """(..., 4) boxes cut to a picture of `hw` = (height, width) pixels."""
+    h, w = hw
+    return np.clip(xyxy, 0, np.asarray([w, h, w, h], np.float32))
+
+
+def iou(a: Array, b: Array) -> Array:
+    """(N, 4), (M, 4) -> (N, M) intersection over union; 0 where both areas are 0."""
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])  # (N, M, 2)
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])  # (N, M, 2)
+    inter = area(np.concatenate([top_left, bottom_right], axis=2))  # (N, M)
+    union = area(a)[:, None] + area(b)[None, :] - inter
+    return np.where(union > 0, inter / np.where(union > 0, union, 1), 0).astype(np.float32)
+
+
+def nms(xyxy: Array, scores: Array, iou_threshold: float) -> NDArray[np.int64]:
+    """Greedy non-maximum suppression of one class.
+
+    Args: xyxy (N, 4); scores (N,); iou_threshold in 0..1, a box is dropped when its IoU with a kept box is larger.
+    Returns: indices of the kept boxes, best score first; of equal scores the lower index first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    overlaps = iou(xyxy[order], xyxy[order]) > iou_threshold  # (N, N)
+    kept = np.ones(len(order), bool)
+    for i in range(len(order)):
+        if kept[i]:
+            kept[i + 1 :] &= ~overlaps[i, i + 1 :]
+    return order[kept]
+
+
+def nms_per_class(xyxy: Array, scores: Array, class_ids: NDArray[np.integer], iou_threshold: float) -> NDArray[np.int64]:
+    """`nms` within each class; (N, 4), (N,), (N,) -> indices of the kept boxes over all classes, best score first."""
+    groups = [np.flatnonzero(class_ids == c) for c in np.unique(class_ids)]
+    kept = [group[nms(xyxy[group], scores[group], iou_threshold)] for group in groups]
+    indices = np.sort(np.concatenate([np.empty(0, np.int64), *kept]))
+    return indices[np.argsort(-scores[indices], kind="stable")]
