@@ -1,0 +1,47 @@
+"""GLMDNet on the device: numpy, OpenCV and one inference library; never torch.
+
+    >>> from glmd_runtime import Detector
+    >>> with Detector("models/thermal_lite0.glmd") as detector:  # doctest: +SKIP
+    ...     found = detector.run(frame)
+"""
+
+from glmd_runtime.bundle import Bundle, Manifest, open_bundle
+from glmd_runtime.detections import Detections
+from glmd_runtime.detector import Detector
+from glmd_runtime.errors import (
+    BundleError,
+    FrameError,
+    GlmdError,
+    ParityError,
+    SourceError,
+    UnsupportedError,
+    UsageError,
+)
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
+from glmd_runtime.thermal import Intensity
+from glmd_runtime.verify import VerifyReport, verify_bundle
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "Detections",
+    "Detector",
+    "FrameError",
+    "Geometry",
+    "GlmdError",
+    "Intensity",
+    "Manifest",
+    "ParityError",
+    "PostprocessSpec",
+    "PreprocessSpec",
+    "RawOutputs",
+    "SourceError",
+    "UnsupportedError",
+    "UsageError",
+    "VerifyReport",
+    "open_bundle",
+    "postprocess",
+    "preprocess",
+    "verify_bundle",
+]

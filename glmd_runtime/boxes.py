@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Indices = NDArray[np.int64]
 
 
 def xywh_to_xyxy(xywh: Array) -> Array:
@@ -45,7 +46,7 @@ def iou(a: Array, b: Array) -> Array:
     return np.where(union > 0, inter / np.where(union > 0, union, 1), 0).astype(np.float32)
 
 
-def nms(xyxy: Array, scores: Array, iou_threshold: float) -> NDArray[np.int64]:
+def nms(xyxy: Array, scores: Array, iou_threshold: float) -> Indices:
     """Greedy non-maximum suppression of one class.
 
     Args: xyxy (N, 4); scores (N,); iou_threshold in 0..1, a box is dropped when its IoU with a kept box is larger.
@@ -60,7 +61,7 @@ def nms(xyxy: Array, scores: Array, iou_threshold: float) -> NDArray[np.int64]:
     return order[kept]
 
 
-def nms_per_class(xyxy: Array, scores: Array, class_ids: NDArray[np.integer], iou_threshold: float) -> NDArray[np.int64]:
+def nms_per_class(xyxy: Array, scores: Array, class_ids: NDArray[np.integer], iou_threshold: float) -> Indices:
     """`nms` within each class; (N, 4), (N,), (N,) -> indices of the kept boxes over all classes, best score first."""
     groups = [np.flatnonzero(class_ids == c) for c in np.unique(class_ids)]
     kept = [group[nms(xyxy[group], scores[group], iou_threshold)] for group in groups]

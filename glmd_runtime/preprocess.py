@@ -104,7 +104,7 @@ def check_frame(frame: NDArray[Any]) -> None:
     """Raise FrameError unless `frame` is one of the three kinds of camera array."""
     kinds = "(H, W) uint8 or uint16, or (H, W, 3) uint8 BGR"
     if not isinstance(frame, np.ndarray):
-        raise FrameError(f"A frame must be a numpy array {kinds}; got {type(frame).__name__}. Convert it with np.asarray.")
+        raise FrameError(f"A frame must be a numpy array {kinds}; got {type(frame).__name__}. Use np.asarray first.")
     shape_ok = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8)
     if not shape_ok or frame.dtype not in (np.uint8, np.uint16):
         raise FrameError(
@@ -118,7 +118,7 @@ def check_frame(frame: NDArray[Any]) -> None:
 def normalise(intensities: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
     """(H, W) or (H, W, 3) BGR uint8 -> (C, H, W) float32, minus mean, over std."""
     if spec.channels == 1 and intensities.ndim == 3:
-        intensities = cv2.cvtColor(intensities, cv2.COLOR_BGR2GRAY)
+        intensities = np.asarray(cv2.cvtColor(intensities, cv2.COLOR_BGR2GRAY), np.uint8)
     planes = intensities[None] if intensities.ndim == 2 else intensities.transpose(2, 0, 1)  # (1 or 3, H, W)
     mean = np.asarray(spec.mean, np.float32)[:, None, None]
     std = np.asarray(spec.std, np.float32)[:, None, None]

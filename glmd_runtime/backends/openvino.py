@@ -1,0 +1,32 @@
+"""OpenVINO on the CPU; reads ONNX files and its own .xml."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import openvino
+
+from glmd_runtime.backends.base import Tensors
+
+
+class OpenVinoBackend:
+    """One inference request behind a lock: a request is not thread-safe, and one frame already uses every core."""
+
+    def __init__(self, model: Path, threads: int | None = None) -> None:
+        # OpenVINO would otherwise lower the precision by itself on CPUs with bfloat16 or half units.
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = str(threads)
+        compiled = openvino.Core().compile_model(model, "CPU", config)
+        self._outputs = {output.any_name: output for output in compiled.outputs}
+        self._request = compiled.create_infer_request()
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Tensors) -> Tensors:
+        with self._lock:
+            results = self._request.infer(inputs, share_outputs=False)
+        return {name: results[output] for name, output in self._outputs.items()}
+
+    def close(self) -> None:
+        del self._request, self._outputs

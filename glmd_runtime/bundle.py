@@ -1,0 +1,259 @@
+"""A bundle: the sealed directory `name.glmd/` that holds a model, all that is needed to run it, and its proof.
+
+    manifest.json     what it is: classes, pre- and post-processing, graph, engines, provenance, a hash of every file
+    manifest.sha256   the hash of manifest.json
+    model.onnx, ...   the engines, each with its precision
+    reference.npz     a few frames with PyTorch's answers
+    verify.json       how far each engine was from these answers
+
+Nothing writes into a bundle afterwards: whoever changes something writes a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmd_runtime.errors import BundleError
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
+from glmd_runtime.preprocess import PreprocessSpec
+
+SCHEMA_VERSION = 1
+MANIFEST, SEAL, REFERENCE, VERIFY = "manifest.json", "manifest.sha256", "reference.npz", "verify.json"
+_EXPORT_AGAIN = "Export or copy the bundle again."
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Names and shapes of the graph's tensors.
+
+    inputs   images (B, C, H, W) float32, valid_hw (B, 2) float32
+    outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool; perhaps features (B, R, D) float32
+    """
+
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
+
+    @property
+    def batch(self) -> int:
+        return self.inputs["images"][0]
+
+    @property
+    def proposals(self) -> int:
+        return self.outputs["valid"][1]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {side: {n: list(s) for n, s in getattr(self, side).items()} for side in ("inputs", "outputs")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GraphSpec:
+        return cls(*({n: tuple(s) for n, s in values[side].items()} for side in ("inputs", "outputs")))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself; the exporter fills everything but `sha256`, which `write_bundle` does.
+
+    engines     file name -> precision ("fp32", "fp16", ...) of each file a backend can load
+    provenance  free values: checkpoint, data, commit, versions
+    sha256      file name -> hash of each file but manifest.json and manifest.sha256
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    preprocess: PreprocessSpec
+    postprocess: PostprocessSpec
+    graph: GraphSpec
+    engines: Mapping[str, str]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        specs = {key: getattr(self, key).to_dict() for key in ("preprocess", "postprocess", "graph")}
+        plain = {key: dict(getattr(self, key)) for key in ("engines", "provenance", "sha256")}
+        head = {"schema_version": SCHEMA_VERSION, "name": self.name, "class_names": list(self.class_names)}
+        return {**head, **specs, **plain}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """Raises BundleError for another schema version, a missing or unknown key, or a malformed value."""
+        version = values.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{MANIFEST} must have schema_version {SCHEMA_VERSION}; got {version!r}. "
+                "Export the checkpoint with this version of glmdnet-sdk, or install the version that wrote the bundle."
+            )
+        expected, came = {"schema_version", *(f.name for f in fields(cls))}, set(values)
+        if expected != came:
+            raise BundleError(
+                f"{MANIFEST} must have the keys {sorted(expected)}; missing {sorted(expected - came)}, "
+                f"unknown {sorted(came - expected)}. {_EXPORT_AGAIN}"
+            )
+        try:
+            return cls(
+                name=values["name"],
+                class_names=tuple(values["class_names"]),
+                preprocess=PreprocessSpec.from_dict(values["preprocess"]),
+                postprocess=PostprocessSpec.from_dict(values["postprocess"]),
+                graph=GraphSpec.from_dict(values["graph"]),
+                **{key: dict(values[key]) for key in ("engines", "provenance", "sha256")},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A few frames with the network's inputs and PyTorch's raw outputs for them: what an engine is checked against.
+
+    frames    N camera arrays as `preprocess` takes them
+    images    (N, C, H, W) float32 and valid_hw (N, 2) float32, the graph's inputs
+    boxes     (N, R, K, 4) float32, scores (N, R, K) float32, valid (N, R) bool, the raw outputs
+    """
+
+    frames: tuple[NDArray[Any], ...]
+    images: NDArray[np.float32]
+    valid_hw: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def raw_outputs(self) -> list[RawOutputs]:
+        return [RawOutputs(*row) for row in zip(self.boxes, self.scores, self.valid, strict=True)]
+
+    def to_bytes(self) -> bytes:
+        """The content of reference.npz."""
+        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "frames"}
+        arrays |= {f"frame{i}": frame for i, frame in enumerate(self.frames)}  # frames may differ in size
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        with np.load(path, allow_pickle=False) as arrays:
+            frames = tuple(arrays[f"frame{i}"] for i in range(len(arrays["images"])))
+            return cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name != "frames"})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle, every hash of which held."""
+
+    path: Path
+    manifest: Manifest
+
+    @cached_property
+    def reference(self) -> Reference:
+        if REFERENCE not in self.manifest.sha256:
+            raise BundleError(f"{self.path} has no {REFERENCE} to be checked against. {_EXPORT_AGAIN}")
+        return Reference.load(self.path / REFERENCE)
+
+    @cached_property
+    def verify(self) -> dict[str, Any]:
+        """The content of verify.json; a bundle still being made has none, and so no engine that passed."""
+        path = self.path / VERIFY
+        return json.loads(path.read_text()) if path.exists() else {"status": "failed", "rows": []}
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open `name.glmd/` and check every file against its hash.
+
+    Raises: BundleError when it is no bundle, of an unknown schema, or a file is missing, altered or not listed.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        kind = "a file" if path.exists() else "nothing"
+        raise BundleError(f"A bundle is a directory 'name.glmd/'; {path} is {kind}. Make one with glmd-export.")
+    for name in (MANIFEST, SEAL):
+        if not (path / name).is_file():
+            raise BundleError(f"{path} must hold {MANIFEST} and {SEAL}; {name} is missing. {_EXPORT_AGAIN}")
+    _check_hash(path / MANIFEST, (path / SEAL).read_text().strip())
+    try:
+        values = json.loads((path / MANIFEST).read_text())
+    except ValueError as error:
+        raise BundleError(f"{path / MANIFEST} is not JSON: {error}. {_EXPORT_AGAIN}") from error
+    manifest = Manifest.from_dict(values)
+    _check_files(path, manifest)
+    return Bundle(path, manifest)
+
+
+def write_bundle(
+    path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, overwrite: bool = False
+) -> Bundle:
+    """Write a bundle whole or not at all: into a sibling directory first, then by rename.
+
+    Args:
+        path: `name.glmd`; an existing one is refused unless `overwrite`.
+        manifest: its `sha256` is filled in here.
+        files: file name -> content, or a file to copy; every engine of the manifest must be among them.
+    Raises: BundleError
+    """
+    path = Path(path)
+    _check_target(path, manifest, files, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        for name, content in files.items():
+            (new / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        hashes = {name: _sha256(new / name) for name in sorted(files)}
+        text = json.dumps({**manifest.to_dict(), "sha256": hashes}, indent=2) + "\n"
+        (new / MANIFEST).write_text(text)
+        (new / SEAL).write_text(_sha256(new / MANIFEST) + "\n")
+        open_bundle(new)
+        if path.exists():
+            path.rename(Path(scratch) / "old")
+        new.rename(path)
+    return open_bundle(path)
+
+
+def _check_target(path: Path, manifest: Manifest, files: Mapping[str, bytes | Path], overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise BundleError(f"{path} exists already. Choose another path, or allow it to be overwritten.")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} is no bundle and will not be replaced by one. Choose another path.")
+    lacking = sorted(set(manifest.engines) - set(files))
+    if lacking:
+        raise BundleError(f"Every engine of the manifest must be among the files; {lacking} are not.")
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    """Compare the directory with the manifest: the same names, the same hashes."""
+    listed = set(manifest.sha256)
+    odd = [name for name in listed if Path(name).name != name]
+    if odd or not set(manifest.engines) <= listed:
+        raise BundleError(f"{path / MANIFEST} must list plain file names, engines too; got {sorted(listed)}.")
+    present = {entry.name for entry in path.iterdir()} - {MANIFEST, SEAL}
+    if missing := sorted(listed - present):
+        raise BundleError(f"{path} must hold {sorted(listed)}; missing {missing}. {_EXPORT_AGAIN}")
+    if extra := sorted(present - listed):
+        raise BundleError(f"{path} is sealed and must hold only {sorted(listed)}; found {extra}. Move them elsewhere.")
+    for name, digest in manifest.sha256.items():
+        _check_hash(path / name, digest)
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    came = _sha256(path)
+    if came != expected:
+        raise BundleError(f"{path} was altered: expected SHA-256 {expected[:12]}, got {came[:12]}. {_EXPORT_AGAIN}")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
