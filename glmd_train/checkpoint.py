@@ -1,0 +1,133 @@
+"""Checkpoints: one safetensors file with the weights and, as its metadata, everything needed to use them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glmd_runtime.errors import CheckpointError
+from glmd_runtime.postprocess import PostprocessSpec
+from glmd_runtime.preprocess import PreprocessSpec
+from glmd_train.config import ModelConfig
+from glmd_train.model.detector import GLMDNet, build_model
+
+FORMAT = "glmd-checkpoint-1"
+# The rows of the predictor: (parameter, rows a class)
+_PREDICTOR = {"cls_score": 1, "bbox_pred": 4}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and its contract. `provenance` is free text for the card: data, command, commit, scores."""
+
+    model: GLMDNet
+    config: ModelConfig
+    preprocess: PreprocessSpec
+    postprocess: PostprocessSpec
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.config.class_names
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float16) -> Path:
+    """Write the file whole or not at all; weights are stored in `dtype` (half by default: 8 MB for the light model)."""
+    contract = {
+        "format": FORMAT,
+        "model": checkpoint.config.model_dump(mode="json"),
+        "preprocess": checkpoint.preprocess.to_dict(),
+        "postprocess": checkpoint.postprocess.to_dict(),
+        "provenance": checkpoint.provenance,
+    }
+    weights = {k: v.detach().cpu().to(dtype).contiguous() for k, v in checkpoint.model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(weights, partial, metadata={"glmd": json.dumps(contract)})
+    partial.replace(path)
+    return path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; the model is in eval mode, float32, on the CPU.
+
+    Raises: CheckpointError if the file is missing, not safetensors, not ours, or does not fit its own configuration.
+    """
+    contract, weights = _read(path)
+    try:
+        config = ModelConfig.model_validate(contract["model"])
+        preprocess = PreprocessSpec.from_dict(contract["preprocess"])
+        postprocess = PostprocessSpec.from_dict(contract["postprocess"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(f"{path} has a contract this version cannot read: {error}") from error
+    model = build_model(config)
+    _load_weights(model, weights, path)
+    return Checkpoint(model.eval(), config, preprocess, postprocess, contract.get("provenance", {}))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"Checkpoint {path} does not exist. Expected a .safetensors file of glmd-train.")
+    try:
+        with safe_open(path, "pt") as file:
+            contract = json.loads((file.metadata() or {}).get("glmd", "{}"))
+            weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not a safetensors checkpoint, or is damaged: {error}") from error
+    if contract.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this project: expected format {FORMAT!r} in its metadata, "
+            f"got {contract.get('format')!r}."
+        )
+    return contract, weights
+
+
+def _load_weights(model: GLMDNet, weights: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    wrong = [
+        f"{k} {tuple(weights[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in sorted(set(own) & set(weights)) if own[k].shape != weights[k].shape
+    ]
+    if missing or unknown or wrong:
+        raise CheckpointError(
+            f"{path} is for another architecture: missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} "
+            f"({len(unknown)}), wrong shape {wrong[:3]} ({len(wrong)})."
+        )
+    model.load_state_dict(weights)
+
+
+def transfer(source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...]) -> None:
+    """Start `model` from another checkpoint: everything but the predictor as it is, the predictor's rows by class name.
+
+    Classes that the source does not know keep their fresh initialisation; background is carried over.
+    Raises: CheckpointError if the two architectures differ elsewhere.
+    """
+    own, theirs = model.state_dict(), source.model.state_dict()
+    predictor = {k for k in own if any(f"predictor.{name}." in k for name in _PREDICTOR)}
+    wrong = [k for k in own if k not in predictor and (k not in theirs or theirs[k].shape != own[k].shape)]
+    if wrong or set(theirs) - set(own):
+        raise CheckpointError(f"The start weights are for another architecture; first difference: {wrong[:3]}")
+    model.load_state_dict({k: _rows(k, own[k], theirs[k], source.class_names, class_names) if k in predictor
+                           else theirs[k] for k in own})
+
+
+def _rows(key: str, own: Tensor, theirs: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
+    """One predictor parameter with the rows of shared classes (and background) copied."""
+    rows = next(n for name, n in _PREDICTOR.items() if f".{name}." in key)
+    out = own.clone().reshape(-1, rows, *own.shape[1:])  # (K or K + 1, rows, ...)
+    source = theirs.reshape(-1, rows, *theirs.shape[1:])
+    for index, name in enumerate(new):
+        if name in old:
+            out[index] = source[old.index(name)]
+    if len(out) > len(new):  # the classifier's last row is background
+        out[-1] = source[-1]
+    return out.reshape(own.shape)

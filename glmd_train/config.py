@@ -1,0 +1,171 @@
+"""Configurations: what a model is, and how it is trained. YAML files are read into these classes and checked once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from glmd_runtime.errors import UsageError
+from glmd_runtime.preprocess import PreprocessSpec
+
+
+class _Strict(BaseModel):
+    """Unknown keys are errors: a misspelt option must not be an option that silently keeps its default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Strict):
+    """The network. Sizes in network pixels; defaults are the light model's (docs/light_model.md has the trials)."""
+
+    class_names: tuple[str, ...] = Field(min_length=1)
+    backbone: Literal["lite0"] = "lite0"
+    stride: Literal[8, 16] = 8
+    in_channels: Literal[1, 3] = 1
+    # neck and ROI head: each part of GLMDNet can be left out
+    cm: bool = True
+    lr: bool = True
+    mdf: bool = True
+    crd: bool = True
+    published_batching: bool = False
+    # anchors and proposals
+    anchor_sizes: tuple[float, ...] = (12.0, 24.0, 48.0, 96.0, 192.0)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    pre_nms_topk: int = Field(1000, ge=1, le=6000)
+    proposals: int = Field(150, ge=1, le=1000)
+    bins: int = Field(8, ge=1, le=14)
+    # training: samples an image, and the factor on the gradient in front of each affine layer (DeFRCN's decoupling)
+    train_proposals: int = Field(500, ge=1)
+    rpn_batch: int = Field(256, ge=2)
+    roi_batch: int = Field(128, ge=2)
+    rpn_gradient: float = Field(1.0, ge=0, le=1)
+    roi_gradient: float = Field(1.0, ge=0, le=1)
+    cls_dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> ModelConfig:
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"class_names must differ from each other; got {self.class_names}")
+        return self
+
+
+class PreprocessConfig(_Strict):
+    """Pixels -> network, see `glmd_runtime.preprocess.PreprocessSpec`; mean and std in intensities 0..255."""
+
+    size_hw: tuple[int, int] = (512, 640)
+    mean: tuple[float, ...] = (127.0,)
+    std: tuple[float, ...] = (128.0,)
+
+    def spec(self) -> PreprocessSpec:
+        return PreprocessSpec(self.size_hw, self.mean, self.std)
+
+
+class DatasetConfig(_Strict):
+    """One COCO-format file. Relative paths start at the folder of the YAML file, `${GLMD_DATA}` is the data folder.
+
+    weight    how often its pictures are drawn, relative to the other sets' pictures
+    """
+
+    annotations: Path
+    images: Path | None = None  # default: the folder of `annotations`
+    weight: float = Field(1.0, gt=0)
+
+
+class AugmentConfig(_Strict):
+    """Training pictures: geometry first, then what thermal cameras do to a scene.
+
+    crop_hw       size of a training picture in network pixels; None is the whole canvas
+    scale         range of the random zoom, relative to the letterboxed picture
+    flip          probability of a horizontal flip
+    polarity      probability of white-hot <-> black-hot
+    contrast      gain drawn from [1 - c, 1 + c], offset from [-c, c] * 64 intensities, gamma from [1 - c, 1 + c]
+    noise         largest standard deviation of the added Gaussian noise, in intensities
+    blur          largest standard deviation of the Gaussian blur, in pixels
+    """
+
+    crop_hw: tuple[int, int] | None = None
+    scale: tuple[float, float] = (0.7, 1.5)
+    flip: float = Field(0.5, ge=0, le=1)
+    polarity: float = Field(0.1, ge=0, le=1)
+    contrast: float = Field(0.3, ge=0, lt=1)
+    noise: float = Field(6.0, ge=0)
+    blur: float = Field(1.0, ge=0)
+
+
+class TrainConfig(_Strict):
+    """One run of `glmd-train fit`."""
+
+    output: Path
+    model: ModelConfig
+    preprocess: PreprocessConfig = PreprocessConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: list[DatasetConfig] = Field(min_length=1)
+    val: list[DatasetConfig] = []
+    weights: Path | Literal["imagenet", "random"] = "imagenet"  # a Path is a checkpoint to start from
+    iterations: int = Field(ge=1)
+    batch_size: int = Field(4, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: float = Field(4e-4, gt=0)
+    backbone_rate: float = Field(0.5, ge=0)  # the trunk's and res5's learning rate, relative to `learning_rate`
+    weight_decay: float = Field(0.02, ge=0)
+    schedule: Literal["steps", "cosine"] = "cosine"
+    steps: tuple[int, ...] = ()
+    warmup: int = Field(100, ge=0)
+    clip_norm: float = Field(10.0, gt=0)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    workers: int = Field(0, ge=0)
+    seed: int = 0
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    eval_every: int | None = None  # iterations; None evaluates at the end only
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML file, apply `key.sub=value` overrides (values are YAML), check it.
+
+    Raises: UsageError naming the file, the key and what is allowed there.
+    """
+    if not path.is_file():
+        raise UsageError(f"--config expects a YAML file; {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} must hold keys and values; got {type(values).__name__}")
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return TrainConfig.model_validate(_resolve(values, path.parent))
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}" for e in error.errors()]
+        raise UsageError(f"{path} is not a training configuration:\n" + "\n".join(lines)) from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UsageError(f"--set expects key=value, for example model.proposals=300; got {override!r}")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--set {key}: {parent} is not a group of keys")
+    values[last] = yaml.safe_load(text)
+
+
+def _resolve(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths of data sets and start weights absolute, so that a run can be repeated from its own record."""
+    from glmd_train.data.coco import data_path
+
+    for name in ("train", "val"):
+        for dataset in values.get(name) or []:
+            for key in {"annotations", "images"} & set(dataset):
+                dataset[key] = data_path(str(dataset[key]), folder)
+    if values.get("weights", "imagenet") not in ("imagenet", "random"):
+        values["weights"] = data_path(str(values["weights"]), folder)
+    return values

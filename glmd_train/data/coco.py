@@ -1,0 +1,123 @@
+"""COCO-format data sets: read once, checked once, with errors that name the file and the record."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from glmd_runtime.boxes import xywh_to_xyxy
+from glmd_runtime.errors import DatasetError
+
+# Annotation tools round; a box may stick out of its picture by this much (pixels) and is then cut.
+EDGE_TOLERANCE = 1.0
+
+
+def data_path(text: str, folder: Path) -> Path:
+    """A path from a configuration: `${GLMD_DATA}` is the environment's data folder, relative paths start at `folder`."""
+    text = text.replace("${GLMD_DATA}", os.environ.get("GLMD_DATA", "../shared/data"))
+    return Path(text) if "GLMD_DATA" in text or Path(text).is_absolute() or Path(text).exists() else folder / text
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled picture. boxes (N, 4) float32 xyxy pixels; labels (N,) int64; ignore (M, 4): `iscrowd` regions."""
+
+    image_id: int
+    path: Path
+    hw: tuple[int, int]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignore: NDArray[np.float32]
+
+    def read(self) -> NDArray[Any]:
+        """The picture as a frame: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR."""
+        return read_picture(self.path, self.hw)
+
+
+def read_picture(path: Path, hw: tuple[int, int]) -> NDArray[Any]:
+    """Decode one picture, 8 or 16 bit; raises DatasetError if it is missing, unreadable or of another size."""
+    if not path.is_file():
+        raise DatasetError(f"The annotations name {path}, which does not exist. Is `images` the right folder?")
+    picture = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    if picture is None:
+        raise DatasetError(f"{path} is not a picture that OpenCV can read (damaged, or not PNG, JPEG or TIFF).")
+    if picture.shape[:2] != hw:
+        raise DatasetError(f"{path} is {picture.shape[:2]} (height, width) but its annotation file says {hw}.")
+    return picture
+
+
+def load_coco(annotations: Path, class_names: tuple[str, ...], images: Path | None = None) -> list[Record]:
+    """Read a COCO file; categories are matched to `class_names` by name, others are left out.
+
+    Raises:
+        DatasetError: no such file, not COCO, an undeclared category or image id, a box outside its image or without
+            area, or none of `class_names` among the categories.
+    """
+    content = _read_json(annotations)
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    labels = {i: class_names.index(n) for i, n in names.items() if n in class_names}
+    if not labels:
+        raise DatasetError(
+            f"{annotations} has none of the classes {list(class_names)}; it declares {sorted(names.values())}."
+        )
+    by_image = defaultdict(list)
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    sizes = {image["id"]: image for image in content["images"]}
+    if unknown := set(by_image) - set(sizes):
+        raise DatasetError(f"{annotations}: annotations name image ids {sorted(unknown)[:5]} that `images` lacks.")
+    folder = images or annotations.parent
+    return [_record(image, by_image[i], names, labels, folder, annotations) for i, image in sizes.items()]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DatasetError(f"Annotation file {path} does not exist. Set GLMD_DATA to the folder of the data sets.")
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not JSON: {error}") from error
+    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise DatasetError(f"{path} is not a COCO detection file: it lacks {sorted(missing)}.")
+    return content
+
+
+def _record(
+    image: dict[str, Any], annotations: list[dict[str, Any]], names: dict[int, str], labels: dict[int, int],
+    folder: Path, source: Path,
+) -> Record:
+    h, w = image["height"], image["width"]
+    for annotation in annotations:
+        _check(annotation, names, (h, w), source)
+    crowd = [a["bbox"] for a in annotations if a.get("iscrowd")]
+    objects = [a for a in annotations if not a.get("iscrowd") and a["category_id"] in labels]
+    limit = np.asarray([w, h, w, h], np.float32)
+    boxes, ignore = (
+        np.clip(xywh_to_xyxy(np.asarray(xywh, np.float32)), 0, limit) for xywh in ([a["bbox"] for a in objects], crowd)
+    )
+    ids = np.asarray([labels[a["category_id"]] for a in objects], np.int64)
+    return Record(image["id"], folder / image["file_name"], (h, w), boxes, ids, ignore)
+
+
+def _check(annotation: dict[str, Any], names: dict[int, str], hw: tuple[int, int], source: Path) -> None:
+    who = f"{source}: annotation {annotation.get('id')}"
+    if annotation["category_id"] not in names:
+        raise DatasetError(
+            f"{who} has category_id {annotation['category_id']}, but `categories` declares {sorted(names)}."
+        )
+    x, y, w, h = annotation["bbox"]
+    inside = -EDGE_TOLERANCE <= min(x, y) and x + w <= hw[1] + EDGE_TOLERANCE and y + h <= hw[0] + EDGE_TOLERANCE
+    if not (w > 0 and h > 0 and inside):
+        raise DatasetError(
+            f"{who} has bbox {annotation['bbox']} (x, y, width, height), expected a positive size inside its image "
+            f"{annotation['image_id']}, {hw[1]} wide and {hw[0]} high. Correct or remove it."
+        )

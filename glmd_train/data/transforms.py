@@ -1,0 +1,110 @@
+"""Training pictures: random zoom, crop and flip, then what thermal cameras do to a scene. Every random choice comes
+from the generator that is passed in, so a seed repeats a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from glmd_runtime.preprocess import PreprocessSpec, check_frame, letterbox_resize, letterbox_size, normalise
+from glmd_train.config import AugmentConfig
+from glmd_train.data.coco import Record
+
+# Of a box that a crop cuts, at least this part must remain, or its rest becomes an ignore region.
+MIN_VISIBLE = 0.4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A training picture: image (C, H, W) float32; valid_hw; boxes, ignore (N, 4) in its pixels; labels (N,)."""
+
+    image: NDArray[np.float32]
+    valid_hw: tuple[int, int]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignore: NDArray[np.float32]
+
+
+def augment(
+    frame: NDArray[Any], record: Record, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator
+) -> Sample:
+    """Frame (as `preprocess` takes it) and its labels -> one random training picture of `crop_hw` or the canvas."""
+    check_frame(frame)
+    picture = spec.intensity(frame)
+    zoom = rng.uniform(*config.scale)
+    fitted = letterbox_size(record.hw, spec.size_hw)
+    h, w = (max(1, round(edge * zoom)) for edge in fitted)
+    picture = letterbox_resize(picture, (h, w))
+    scale = np.asarray([w / record.hw[1], h / record.hw[0]] * 2, np.float32)
+    boxes, ignore = record.boxes * scale, record.ignore * scale
+    canvas_hw = config.crop_hw or spec.size_hw
+    left, top = crop_corner((h, w), canvas_hw, boxes, rng)
+    picture = picture[top : top + canvas_hw[0], left : left + canvas_hw[1]]
+    boxes, labels, ignore = crop_boxes(boxes, record.labels, ignore, (left, top), picture.shape[:2])
+    if rng.random() < config.flip:
+        picture, boxes, ignore = picture[:, ::-1], flip_boxes(boxes, picture), flip_boxes(ignore, picture)
+    picture = thermal_jitter(np.ascontiguousarray(picture), config, rng)
+    image = np.zeros((spec.channels, *canvas_hw), np.float32)
+    image[:, : picture.shape[0], : picture.shape[1]] = normalise(picture, spec)
+    return Sample(image, picture.shape[:2], boxes, labels, ignore)
+
+
+def crop_corner(
+    hw: tuple[int, int], canvas_hw: tuple[int, int], boxes: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[int, int]:
+    """Left and top of a crop of the canvas's size; most crops are drawn around a random object."""
+    room = [max(0, size - canvas) for size, canvas in zip(hw, canvas_hw, strict=True)]  # y, x
+    top, left = (int(rng.integers(0, r + 1)) for r in room)
+    if len(boxes) and rng.random() < 0.8:
+        x1, y1, x2, y2 = boxes[rng.integers(len(boxes))]
+        centre = (y1 + y2) / 2 - canvas_hw[0] * rng.uniform(0.1, 0.9), (x1 + x2) / 2 - canvas_hw[1] * rng.uniform(0.1, 0.9)
+        top, left = (int(np.clip(c, 0, r)) for c, r in zip(centre, room, strict=True))
+    return left, top
+
+
+def crop_boxes(
+    boxes: NDArray[np.float32], labels: NDArray[np.int64], ignore: NDArray[np.float32], corner: tuple[int, int],
+    hw: tuple[int, int],
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """Boxes in the crop's pixels, cut to it. Objects that are mostly cut away become ignore regions."""
+    shift, limit = np.asarray(corner * 2, np.float32), np.asarray([hw[1], hw[0]] * 2, np.float32)
+    cut, cut_ignore = (np.clip(b - shift, 0, limit) for b in (boxes, ignore))
+    before, after = _areas(boxes), _areas(cut)
+    visible = (after >= MIN_VISIBLE * before) & (np.minimum(cut[:, 2] - cut[:, 0], cut[:, 3] - cut[:, 1]) >= 1)
+    rest = np.concatenate([cut_ignore, cut[~visible]])
+    return cut[visible], labels[visible], rest[_areas(rest) > 0]
+
+
+def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def flip_boxes(boxes: NDArray[np.float32], picture: NDArray[Any]) -> NDArray[np.float32]:
+    """Boxes of the horizontally flipped picture."""
+    width = picture.shape[1]
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def thermal_jitter(
+    picture: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Polarity, contrast and gamma, optical blur, sensor noise: uint8 -> uint8, same shape."""
+    values = picture.astype(np.float32)
+    if rng.random() < config.polarity:
+        values = 255 - values
+    if config.contrast:
+        c = config.contrast
+        values = 255 * (values / 255) ** rng.uniform(1 - c, 1 + c)
+        middle = values.mean()
+        values = (values - middle) * rng.uniform(1 - c, 1 + c) + middle + rng.uniform(-c, c) * 64
+    if config.blur and rng.random() < 0.3:
+        values = cv2.GaussianBlur(values, (0, 0), rng.uniform(0.3, max(0.31, config.blur)))
+    if config.noise and rng.random() < 0.5:
+        values = values + rng.normal(0, rng.uniform(0, config.noise), values.shape[:2]).reshape(
+            *values.shape[:2], *[1] * (values.ndim - 2)
+        )
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
