@@ -1,0 +1,158 @@
+"""The commands that run on the device: glmd-run, glmd-verify."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import cv2
+from rich import progress as bars
+from rich.console import Console
+from rich.text import Text
+
+from glmd_runtime.backends import BACKENDS
+from glmd_runtime.bundle import open_bundle
+from glmd_runtime.detections import Detections
+from glmd_runtime.detector import Detector
+from glmd_runtime.draw import draw
+from glmd_runtime.errors import GlmdError, ParityError, UsageError
+from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
+from glmd_runtime.verify import VerifyRow, verify_bundle
+from glmd_runtime.video.frame import Frame
+from glmd_runtime.video.sources import open_source
+
+
+def glmd_run_main() -> None:
+    """Entry point of glmd-run."""
+    _main(_run_parser(), _run)
+
+
+def glmd_verify_main() -> None:
+    """Entry point of glmd-verify."""
+    _main(_verify_parser(), _verify)
+
+
+def _main(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:
+    """Run a command; an error becomes one line on stderr and its exit code."""
+    try:
+        command(parser.parse_args())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (GlmdError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("glmd-run", description="Detect objects in video, pictures or a simulated scene.")
+    add = parser.add_argument
+    add("--engine", required=True, type=Path, metavar="BUNDLE", help="a bundle name.glmd, or an engine file inside one")
+    add("--source", required=True, help="video, picture, directory of pictures, or 'sim://ground?seed=7&frames=90'")
+    add("--save", type=Path, metavar="OUT.mp4", help="write the annotated video")
+    add("--json", type=Path, metavar="OUT.jsonl", help="write one JSON line a frame")
+    add("--picture", type=Path, metavar="OUT.png", help="write the annotated frame with the highest sum of scores")
+    add("--score", type=float, metavar="S", help="keep detections above S, 0..1 (default: the bundle's own thresholds)")
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="inference library (default: the fastest here)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the library's choice)")
+    return parser
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("glmd-verify", description="Check a bundle's engines against its own reference.")
+    parser.add_argument("bundle", type=Path, help="a bundle name.glmd")
+    parser.add_argument("--backend", choices=BACKENDS, help="only this one (default: all that are installed)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+@dataclass
+class _Tally:
+    """What the last line and `--picture` need to know of a run."""
+
+    frames: int = 0
+    detections: int = 0
+    milliseconds: list[float] = field(default_factory=list)
+    best: tuple[Frame, Detections] | None = None
+
+    def add(self, frame: Frame, found: Detections, seconds: float) -> None:
+        self.frames += 1
+        self.detections += len(found)
+        self.milliseconds.append(seconds * 1000)
+        if self.best is None or found.scores.sum() > self.best[1].scores.sum():
+            self.best = frame, found
+
+    def __str__(self) -> str:
+        counts = f"{self.frames} frames, {self.detections} detections"
+        return f"{counts}, {median(self.milliseconds):.1f} ms a frame" if self.milliseconds else counts
+
+
+def _run(args: argparse.Namespace) -> None:
+    outputs = _checked_outputs(args)
+    tally = _Tally()
+    with ExitStack() as stack:
+        detector = stack.enter_context(
+            Detector(args.engine, backend=args.backend, score_threshold=args.score, threads=args.threads)
+        )
+        source = stack.enter_context(open_source(args.source))
+        lines = stack.enter_context(JsonlSink(args.json)) if args.json else None
+        video = stack.enter_context(Mp4Sink(args.save, source.fps)) if args.save else None
+        progress = stack.enter_context(_progress())
+        for frame in progress.track(source, total=source.frames, description=source.name):
+            began = perf_counter()
+            found = detector.run(frame.image)
+            tally.add(frame, found, perf_counter() - began)
+            if lines:
+                lines.write(frame, found)
+            if video:
+                video.write(draw(frame.image, found))
+        if args.picture and tally.best:
+            save_picture(args.picture, draw(tally.best[0].image, tally.best[1]))
+    info = detector.info()
+    where = f" -> {', '.join(map(str, outputs))}" if outputs else ""
+    print(f"{source.name}: {tally} ({info['backend']}, {info['precision']}){where}")
+
+
+def _checked_outputs(args: argparse.Namespace) -> list[Path]:
+    """The output paths, after the checks that need no work to have been done."""
+    outputs = [path for path in (args.save, args.json, args.picture) if path is not None]
+    inputs = {Path(args.source).resolve(), args.engine.resolve()}
+    resolved = [path.resolve() for path in outputs]
+    for path in resolved:
+        if path in inputs or resolved.count(path) > 1:
+            raise UsageError(f"Every output needs a name of its own; {path} is given twice, or is an input.")
+    if args.picture and not cv2.haveImageWriter(str(args.picture)):
+        raise UsageError(f"--picture must end in .png, .jpg or the like; got {args.picture}.")
+    return outputs
+
+
+class _Rate(bars.ProgressColumn):
+    def render(self, task: bars.Task) -> Text:
+        return Text(f"{task.speed:.1f} frames/s" if task.speed else "")
+
+
+def _progress() -> bars.Progress:
+    """A bar on stderr: frames done, frames a second, time left."""
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(), _Rate())
+    return bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _verify(args: argparse.Namespace) -> None:
+    report = verify_bundle(open_bundle(args.bundle), args.backend)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else "\n".join(map(_row_line, report.rows)))
+    if report.status == "failed":
+        failed = [f"{row.engine} on {row.backend}, {row.stage}" for row in report.rows if row.status == "failed"]
+        raise ParityError(f"{args.bundle} does not give its reference's answers: {'; '.join(failed)}.")
+
+
+def _row_line(row: VerifyRow) -> str:
+    numbers: dict[str, Any] = {name: f"{value:.3g}" for name, value in row.metrics.items()}
+    said = row.reason or ", ".join(f"{name} {value}" for name, value in numbers.items())
+    return f"{row.status:8} {row.engine:12} {row.backend:12} {row.precision:5} {row.stage:11} {said}"
