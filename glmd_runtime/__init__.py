@@ -1,8 +1,8 @@
 """GLMDNet on the device: numpy, OpenCV and one inference library; never torch.
 
-    >>> from glmd_runtime import Detector
-    >>> with Detector("models/thermal_lite0.glmd") as detector:  # doctest: +SKIP
-    ...     found = detector.run(frame)
+>>> from glmd_runtime import Detector
+>>> with Detector("models/thermal_lite0.glmd") as detector:  # doctest: +SKIP
+...     found = detector.run(frame)
 """
 
 from glmd_runtime.bundle import Bundle, Manifest, open_bundle

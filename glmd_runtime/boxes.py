@@ -27,8 +27,8 @@ def xyxy_to_xywh(xyxy: Array) -> Array:
 
 def area(xyxy: Array) -> Array:
     """(..., 4) -> (...) square pixels; an inverted box has area 0."""
-    size = np.clip(xyxy[..., 2:] - xyxy[..., :2], 0, None)
-    return size[..., 0] * size[..., 1]
+    size = np.maximum(xyxy[..., 2:] - xyxy[..., :2], 0)
+    return np.asarray(size[..., 0] * size[..., 1])
 
 
 def clip(xyxy: Array, hw: tuple[float, float]) -> Array:

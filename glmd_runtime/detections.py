@@ -38,7 +38,7 @@ class Detections:
         object.__setattr__(self, "scores", np.asarray(self.scores, np.float32))
         object.__setattr__(self, "class_ids", np.asarray(self.class_ids, np.int64))
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        if n and not (0 <= self.class_ids.min() and self.class_ids.max() < len(self.class_names)):
+        if n and (self.class_ids.min() < 0 or self.class_ids.max() >= len(self.class_names)):
             raise GlmdError(f"class_ids must index the {len(self.class_names)} class_names; got {self.class_ids}")
 
     @classmethod

@@ -95,7 +95,7 @@ def _place(
         ]
     )
     corners = np.clip(corners, 0, np.maximum(0, [hw[1] - w, hw[0] - h]))
-    places = np.concatenate([corners, corners + [w, h]], axis=1)  # (9, 4)
+    places = np.concatenate([corners, corners + np.array([w, h])], axis=1)  # (9, 4)
     small = objects[(objects[:, 2:] - objects[:, :2]).prod(axis=1) < SMALL * w * h]
     cost = np.where(_covered(places, labels) > 0, np.inf, _covered(places, small))
     best = int(np.argmin(cost))

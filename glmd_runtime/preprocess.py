@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import cv2
@@ -27,7 +27,7 @@ class PreprocessSpec:
     size_hw: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    intensity: Intensity = Intensity()
+    intensity: Intensity = field(default_factory=Intensity)
     resize: Literal["letterbox", "published"] = "letterbox"
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Geometry:
 
     def to_image(self, xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, 4) frame pixels -> (N, 4) network pixels."""
-        return np.asarray(xyxy, np.float32) * self._scale
+        return np.multiply(xyxy, self._scale, dtype=np.float32)
 
 
 def preprocess(frame: NDArray[Any], spec: PreprocessSpec) -> tuple[NDArray[np.float32], Geometry]:

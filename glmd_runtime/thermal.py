@@ -46,4 +46,4 @@ class Intensity:
 def linear_window(counts: NDArray[np.uint16], low: float, high: float) -> NDArray[np.uint8]:
     """(H, W) uint16 -> (H, W) uint8: `low` -> 0, `high` -> 255, linear between, cut beyond, rounded to nearest."""
     scaled = (counts.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(scaled, 0, 255)), np.uint8)

@@ -160,5 +160,5 @@ def import_av() -> Any:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise UnsupportedError("Reading and writing video needs PyAV. Run: pip install av") from error
+        raise UnsupportedError("Reading and writing video needs PyAV. Run: pip install 'glmdnet-sdk[video]'") from error
     return av
