@@ -1,0 +1,82 @@
+"""Raw outputs to detections."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glmd_runtime.detections import Detections
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.preprocess import Geometry
+from tests import reference
+
+SPEC = PostprocessSpec((0.3, 0.5), nms_iou=0.5, max_detections=3)
+SAME = Geometry((100, 100), (100, 100))
+BOX = (10.0, 10.0, 30.0, 30.0)
+
+
+def detect(rows: list[tuple[tuple[float, ...], int, float]], geometry: Geometry = SAME, padded: int = 2) -> Detections:
+    """Detections of one proposal a row, (xyxy, class_id, score), and some padded ones that score high."""
+    n = len(rows) + padded
+    boxes, scores, valid = np.zeros((n, 2, 4), np.float32), np.zeros((n, 2), np.float32), np.zeros(n, bool)
+    boxes[len(rows) :], scores[len(rows) :] = BOX, 1
+    for r, (xyxy, class_id, score) in enumerate(rows):
+        boxes[r, class_id], scores[r, class_id], valid[r] = xyxy, score, True
+    return postprocess(RawOutputs(boxes, scores, valid), geometry, SPEC, ("person", "car"))
+
+
+def test_no_proposals() -> None:
+    for padded in (0, 2):
+        found = detect([], padded=padded)
+        assert len(found) == 0 and found.xyxy.shape == (0, 4)
+
+
+def test_no_score_above_its_threshold() -> None:
+    assert len(detect([(BOX, 0, 0.3), (BOX, 1, 0.45)])) == 0  # equal is not larger
+
+
+def test_each_class_has_its_threshold() -> None:
+    assert detect([(BOX, 0, 0.4), (BOX, 1, 0.4)]).names == ["person"]
+
+
+def test_suppression_is_within_a_class() -> None:
+    nearly = (11.0, 10.0, 31.0, 30.0)
+    found = detect([(BOX, 0, 0.6), (nearly, 0, 0.9), (BOX, 1, 0.7)])
+    assert found.names == ["person", "car"]
+    np.testing.assert_array_equal(found.xyxy, [nearly, BOX])
+
+
+def test_only_the_best_are_kept() -> None:
+    rows = [((20.0 * i, 0.0, 20.0 * i + 10, 10.0), 0, 0.5 + i / 10) for i in range(5)]
+    np.testing.assert_allclose(detect(rows).scores, [0.9, 0.8, 0.7])
+
+
+def test_boxes_are_in_frame_pixels_and_inside() -> None:
+    found = detect([((10.0, 10.0, 60.0, 30.0), 0, 0.9)], Geometry((200, 100), (100, 50)))
+    np.testing.assert_array_equal(found.xyxy, [[20, 20, 100, 60]])
+
+
+def test_a_box_beyond_the_frame_is_no_detection() -> None:
+    assert len(detect([((60.0, 0.0, 80.0, 20.0), 0, 0.9)], Geometry((100, 50), (100, 50)))) == 0
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 20))
+def test_is_the_oracles(seed: int, proposals: int) -> None:
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 60, (proposals, 2, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.integers(1, 40, (proposals, 2, 2))], axis=2).astype(np.float32)
+    scores = rng.permutation(proposals * 2).reshape(proposals, 2).astype(np.float32) / max(1, proposals * 2)
+    valid = rng.random(proposals) < 0.8
+    found = postprocess(RawOutputs(boxes, scores, valid), SAME, SPEC, ("person", "car"))
+    expected = reference.postprocess(boxes, scores, valid, SPEC.score_thresholds, SPEC.nms_iou, SPEC.max_detections)
+    columns = (found.scores.tolist(), found.class_ids.tolist(), map(tuple, found.xyxy.tolist()))
+    came = list(zip(*columns, strict=True))
+    assert came == expected
+
+
+def test_spec_survives_json() -> None:
+    assert PostprocessSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
