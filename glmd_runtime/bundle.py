@@ -110,7 +110,7 @@ class Manifest:
                 graph=GraphSpec.from_dict(values["graph"]),
                 **{key: dict(values[key]) for key in ("engines", "provenance", "sha256")},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error
 
 

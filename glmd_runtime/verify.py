@@ -197,10 +197,9 @@ def compare_raw(
 def pair_proposals(a: RawOutputs, b: RawOutputs, limit_px: float) -> tuple[RawOutputs, RawOutputs]:
     """The valid proposals that both sides have, in the same order."""
     rows_a, rows_b = np.flatnonzero(a.valid), np.flatnonzero(b.valid)
-    flat_a, flat_b = (x.boxes[rows].reshape(len(rows), -1) for x, rows in ((a, rows_a), (b, rows_b)))  # (N, K * 4)
     cost = np.full((len(rows_a), len(rows_b)), np.inf)
-    for i, row in enumerate(flat_a):
-        cost[i] = np.abs(flat_b - row).mean(axis=1)
+    for i, row in enumerate(rows_a):
+        cost[i] = np.abs(b.boxes[rows_b] - a.boxes[row]).mean(axis=(1, 2))
     chosen_a, chosen_b = greedy_pairs(np.where(cost <= limit_px, cost, np.inf))
     chosen = ((a, rows_a[chosen_a]), (b, rows_b[chosen_b]))
     first, second = (RawOutputs(x.boxes[rows], x.scores[rows], x.valid[rows]) for x, rows in chosen)

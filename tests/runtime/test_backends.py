@@ -1,0 +1,109 @@
+"""Every backend gives the graph's answers, alone and from several threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glmd_runtime import backends
+from glmd_runtime.backends.fake import FakeBackend
+from glmd_runtime.errors import BundleError, UnsupportedError, UsageError
+from tests import tiny
+from tests.conftest import skip_unless
+
+every_backend = pytest.mark.parametrize("name", backends.BACKENDS)
+
+
+def load(name: str, bundle: Path) -> backends.Backend:
+    skip_unless(name in backends.available(), name, f"{name} is not installed")
+    return backends.load(name, bundle / "model.onnx", threads=1)
+
+
+def inputs(n: int, seed: int = 0) -> backends.Tensors:
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(n, 1, *tiny.SIZE_HW)).astype(np.float32)
+    return {"images": images, "valid_hw": np.tile(np.float32([[50, 60]]), (n, 1))}
+
+
+def check(came: backends.Tensors, sent: backends.Tensors) -> None:
+    for name, expected in zip(("boxes", "scores", "valid"), tiny.answers(**sent), strict=True):
+        np.testing.assert_allclose(came[name], expected, rtol=1e-5)
+
+
+@every_backend
+def test_answers(name: str, tiny_bundle: Path) -> None:
+    backend = load(name, tiny_bundle)
+    check(backend.run(inputs(1)), inputs(1))
+    backend.close()
+
+
+@every_backend
+def test_outputs_belong_to_the_caller(name: str, tiny_bundle: Path) -> None:
+    backend = load(name, tiny_bundle)
+    first = backend.run(inputs(1))
+    backend.run(inputs(1, seed=1))
+    check(first, inputs(1))
+
+
+@every_backend
+def test_several_threads(name: str, tiny_bundle: Path) -> None:
+    backend = load(name, tiny_bundle)
+    sent = [inputs(1, seed) for seed in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        for came, asked in zip(pool.map(backend.run, sent), sent, strict=True):
+            check(came, asked)
+
+
+@every_backend
+def test_a_damaged_model(name: str, tmp_path: Path) -> None:
+    skip_unless(name in backends.available(), name, f"{name} is not installed")
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(BundleError, match=f"{name} cannot load"):
+        backends.load(name, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 7])
+def test_a_short_batch_is_padded(n: int) -> None:
+    class Echo:
+        def run(self, inputs: backends.Tensors) -> backends.Tensors:
+            assert inputs["x"].shape == (3, 2)
+            return {"y": inputs["x"] * 2}
+
+        def close(self) -> None: ...
+
+    x = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
+    np.testing.assert_array_equal(backends.run_padded(Echo(), 3, {"x": x})["y"], x * 2)
+
+
+def test_wrong_values_are_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="one of openvino, onnxruntime; got 'tensorflow'"):
+        backends.load("tensorflow", tiny_bundle / "model.onnx")
+    monkeypatch.setattr(backends, "available", lambda: [])
+    with pytest.raises(UnsupportedError, match=r"not installed. Run: pip install 'glmdnet-sdk\[cpu\]'"):
+        backends.load("openvino", tiny_bundle / "model.onnx")
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_wrong_number_of_threads(threads: int, tiny_bundle: Path) -> None:
+    name = next(iter(backends.available()), "")
+    skip_unless(bool(name), "onnxruntime", "no inference library is installed")
+    with pytest.raises(UsageError, match=f"at least 1; got {threads}"):
+        backends.load(name, tiny_bundle / "model.onnx", threads)
+
+
+def test_readers_are_in_the_order_of_speed() -> None:
+    assert backends.readers("model.onnx") == list(backends.BACKENDS)
+    assert backends.readers("openvino.fp32.xml") == ["openvino"]
+    assert backends.readers("tensorrt_rtx.fp16.engine") == []
+
+
+def test_fake_plays_its_script() -> None:
+    fake = FakeBackend(tiny.graph_spec(), [[((1, 2, 3, 4), 1, 0.9)], []])
+    first, second, third = (fake.run(inputs(1)) for _ in range(3))
+    assert {name: value.shape for name, value in first.items()} == tiny.graph_spec().outputs
+    assert first["boxes"][0, 0, 1].tolist() == [1, 2, 3, 4] and first["valid"][0].tolist() == [True] + [False] * 3
+    assert not second["valid"].any()
+    np.testing.assert_array_equal(third["scores"], first["scores"])
