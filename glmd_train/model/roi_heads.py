@@ -47,7 +47,7 @@ class BoxPredictor(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.cls_score(self.dropout(self.cls_gate(pooled)))
-        return logits, self.bbox_pred(self.box_gate(pooled)).reshape(len(pooled), -1, 4)
+        return logits, self.bbox_pred(self.box_gate(pooled)).unflatten(1, (-1, 4))
 
 
 class ROIHeads(nn.Module):

@@ -1,0 +1,42 @@
+# make demo   set up, export the shipped checkpoint, verify it, run it on thermal video
+# make test   set up, lint, type-check, test
+# make bench  latency and accuracy of the shipped bundle
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+OUT ?= out/demo
+export GLMD_DATA ?= ../shared/data
+
+# A clip that no training saw, if the real data is there; else a simulated scene with a seed that no training saw.
+CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_024.mp4)
+SOURCE ?= $(if $(CLIP),$(CLIP),sim://ground?seed=20261123&frames=150)
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	mkdir -p $(OUT)
+	$(BIN)/glmd-export --ckpt models/thermal_lite0.safetensors -o $(OUT)/thermal_lite0.glmd --overwrite
+	$(BIN)/glmd-run --engine $(OUT)/thermal_lite0.glmd --source '$(SOURCE)' --save $(OUT)/clip.mp4 \
+		--json $(OUT)/detections.jsonl --picture $(OUT)/picture.png
+	@echo "Look at $(OUT)/picture.png and $(OUT)/clip.mp4; every box is in $(OUT)/detections.jsonl"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks.accuracy --bundle models/thermal_lite0.glmd
+	$(BIN)/python -m benchmarks.latency --bundle models/thermal_lite0.glmd
+
+clean:
+	rm -rf out build .pytest_cache .mypy_cache .ruff_cache
