@@ -48,7 +48,7 @@ class Actor:
 def populate(rng: Rng, world: World, n: int | None) -> list[Actor]:
     """`n` actors that suit the world, or as many as chance wants; fewer where there is no room."""
     if isinstance(world, Terrain):
-        return _people_and_cars(rng, world, int(rng.choice([3, 7, 12, 18, 30])) if n is None else n)
+        return _people_and_cars(rng, world, int(rng.choice([2, 4, 7, 12, 20, 30])) if n is None else n)
     return [_flyer(rng, world) for _ in range(int(rng.integers(1, 5)) if n is None else n)]
 
 
@@ -64,10 +64,10 @@ class Flyer:
 
 
 FLYERS = {
-    "uav": Flyer(objects.uav, 0.7, (8, 30), (4, 40), (0.5, 1)),
-    "airplane": Flyer(objects.airplane, 36, (9, 30), (5, 30), (0.25, 0.9)),
-    "helicopter": Flyer(objects.helicopter, 11, (9, 32), (8, 40), (0.25, 1)),
-    "bird": Flyer(objects.bird, 1.2, (6, 16), (20, 90), (0.2, 0.6)),
+    "uav": Flyer(objects.uav, 0.7, (10, 32), (4, 40), (0.5, 1)),
+    "airplane": Flyer(objects.airplane, 36, (12, 32), (5, 30), (0.15, 0.8)),
+    "helicopter": Flyer(objects.helicopter, 11, (11, 34), (8, 40), (0.15, 0.9)),
+    "bird": Flyer(objects.bird, 1.2, (9, 18), (20, 90), (0.08, 0.4)),
 }
 
 
@@ -78,7 +78,7 @@ def _flyer(rng: Rng, world: World) -> Actor:
     anchor = np.array([rng.uniform(PAN, w - PAN), rng.uniform(PAN + 8, h * 0.75)])
     heading = rng.choice([0, math.pi]) + rng.normal(0, 0.5)
     velocity = rng.uniform(*kind.speed) * np.array([math.cos(heading), rng.normal(0, 0.15)])
-    view = View(across / kind.metres, rng.uniform(-0.6, 0.3))
+    view = View(across / kind.metres, rng.normal(-0.1, 0.2))
     haze = rng.uniform(*kind.transmission)
     return Actor(name, kind.body(rng), anchor, velocity, heading, view, haze, rng.uniform(0, 3))
 
@@ -87,22 +87,23 @@ def _people_and_cars(rng: Rng, world: Terrain, n: int) -> list[Actor]:
     actors: list[Actor] = []
     hw = np.array(world.heat.shape)
     for _ in range(20 * n):
+        if len(actors) == n:
+            break
         at = (PAN + rng.random(2) * (hw - 2 * PAN))[::-1]
         material = list(MATERIALS)[world.strips[int(at[1]), int(at[0])]]
         group = DWELLERS[material][rng.integers(len(DWELLERS[material]))]
-        for member in group(rng, world, at):
-            if len(actors) < n and all(_apart(member, other) for other in actors):
-                actors.append(member)
+        free = [a for a in group(rng, world, at) if all(_apart(a, other) for other in actors)]
+        actors += free[: n - len(actors)]
     return actors
 
 
 def _apart(a: Actor, b: Actor) -> bool:
-    """Whether two actors on the ground start clear of each other."""
+    """Whether two actors of different groups start clear of each other on the ground."""
     dx, dy = (a.anchor - b.anchor) / a.view.pixels_per_metre
-    return math.hypot(dx, dy / math.sin(a.view.tilt)) > max(ELBOW_ROOM[a.name], ELBOW_ROOM[b.name])
+    return math.hypot(dx, dy / math.sin(a.view.tilt)) > ELBOW_ROOM[a.name] + ELBOW_ROOM[b.name]
 
 
-ELBOW_ROOM = {"person": 0.5, "bicycle": 0.5, "car": 2.3}  # metres
+ELBOW_ROOM = {"person": 0.3, "bicycle": 0.5, "car": 2.3}  # metres around the middle
 
 
 def _ground(world: Terrain, angle: float, metres: float) -> Array:

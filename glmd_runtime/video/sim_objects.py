@@ -137,7 +137,7 @@ def box_plan(x1: float, x2: float, width: float, bevel: float = 0.0) -> Array:
 def person(rng: Rng, walking: bool = True) -> Body:
     """A head warmer than the clothes, and legs that swing."""
     heat = rng.normal(78, 20)
-    head, chest, sleeve, leg_l, leg_r = heat + rng.normal([15, 0, -10, -12, -12], [15, 15, 25, 18, 18])
+    head, chest, sleeve, leg_l, leg_r = heat + rng.normal([15, 0, -12, -12, -12], [15, 15, 30, 28, 28])
     pace, phase = rng.uniform(5, 7), rng.uniform(0, 2 * np.pi)
     swing, reach = (rng.uniform(0.25, 0.45) if walking else 0.0), rng.uniform(0.3, 0.6)
     lean, build = rng.uniform(-0.1, 0.25), rng.uniform(0.15, 0.23)
@@ -159,10 +159,10 @@ def person(rng: Rng, walking: bool = True) -> Body:
 def car(rng: Rng, driven: bool = False) -> Body:
     """Parked: a cold roof that mirrors the sky. Driven: warm hood, wheels and exhaust. In either, cool windows."""
     length, width, cabin = rng.uniform(4.0, 5.0), rng.uniform(1.7, 1.95), rng.uniform(0.2, 0.4)
-    paint = rng.normal(-35, 22) if rng.random() < 0.75 else rng.normal(45, 25)
-    hood = paint + (rng.uniform(60, 150) if driven or rng.random() < 0.12 else rng.normal(5, 10))
+    paint = rng.normal(-40, 30) if rng.random() < 0.75 else rng.normal(55, 30)
+    hood = paint + (rng.uniform(60, 150) if driven or rng.random() < 0.2 else rng.normal(5, 10))
     wheel, exhaust = (70.0, 140.0) if driven else (-10.0, paint)
-    glass, roof, side = paint - rng.uniform(10, 45), paint - rng.uniform(-10, 40), paint + rng.uniform(5, 50)
+    glass, roof, side = paint - rng.uniform(10, 45), paint - rng.uniform(-10, 40), paint + rng.uniform(10, 80)
     front, back = length / 2, -length / 2
     axles, track = (0.3 * length, -0.3 * length), (0.46 * width, -0.46 * width)
     parts: list[Part] = [Limb((x, y, 0.3), (x, y, 0.3), 0.31, wheel) for x in axles for y in track]
@@ -177,7 +177,7 @@ def car(rng: Rng, driven: bool = False) -> Body:
 
 def bicycle(rng: Rng, ridden: bool = True) -> Body:
     """Two wheels and a frame; ridden, the rider is part of the object, as in HIT-UAV's labels."""
-    metal, size = rng.normal(-45, 20), rng.uniform(0.95, 1.25)
+    metal, size = rng.normal(-45, 25), rng.uniform(0.95, 1.4)
     legs, torso, head = rng.normal(78, 20) + rng.normal([-10, 0, 15], 15)
     cadence, phase, bulk = rng.uniform(5, 8), rng.uniform(0, 2 * np.pi), rng.uniform(0.07, 0.2)
     bars = rng.uniform(0.25, 0.35)
@@ -213,10 +213,10 @@ def uav(rng: Rng) -> Body:
     corners = [(x, y) for x in (-0.28, 0.28) for y in (-0.28, 0.28)]
 
     def body(time: float) -> list[Part]:
-        roll = 0.2 * math.sin(pace * time + phase)
-        parts: list[Part] = [Limb((0, y / 3, 0), (x * 0.7, y, legs), 0.02, hull - 20) for x, y in corners]
-        parts += [Limb((0, 0, 0.02), (x, y, y * roll + 0.05), 0.035, hull) for x, y in corners]
-        parts += [Limb((x, y, y * roll + 0.03), (x, y, y * roll + 0.1), 0.05, motor) for x, y in corners]
+        roll = 0.15 * math.sin(pace * time + phase)
+        parts: list[Part] = [Limb((0, y / 3, 0), (x * 0.7, y, legs), 0.012, hull - 20) for x, y in corners]
+        parts += [Limb((0, 0, 0.02), (x, y, y * roll + 0.05), 0.025, hull) for x, y in corners]
+        parts += [Limb((x, y, y * roll + 0.03), (x, y, y * roll + 0.08), 0.035, motor) for x, y in corners]
         parts += [Slab(box_plan(-0.17, 0.17, 0.17, 0.04), -0.06, 0.08, hull + 30, hull + 15)]
         return [*parts, Limb((0.12, 0, -0.11), (0.12, 0, -0.11), 0.06, hull + 20)]
 

@@ -81,19 +81,19 @@ def fractal(rng: Rng, hw: Size, cell: float, octaves: int = 4, stretch: float = 
         turn = rng.uniform(0, math.pi) if stretch == 1 else 0.0  # hides the lattice
         c, s = math.cos(turn) / size, math.sin(turn) / size
         lattice = np.array([[c / stretch, -s / stretch, rng.random() * side], [s, c, rng.random() * side]])
-        flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_CUBIC if size > 4 else cv2.INTER_LINEAR)
+        flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_CUBIC if size > 12 else cv2.INTER_LINEAR)
         total += decay**octave * cv2.warpAffine(grid, lattice, hw[::-1], flags=flags, borderMode=cv2.BORDER_WRAP)
-    return total / max(float(total.std()), 1e-6)
+    return np.asarray(total / max(float(total.std()), 1e-6), np.float32)
 
 
 def soft(distance: Array, pixels: float = 1.0) -> Array:
     """Signed distance in pixels -> coverage 0..1 of an edge `pixels` wide; positive is inside."""
-    return np.clip(distance / pixels + 0.5, 0, 1)
+    return np.asarray(np.clip(distance / pixels + 0.5, 0, 1), np.float32)
 
 
 def terrain(rng: Rng, hw: Size) -> Terrain:
     """Roads, parking lots, fields, trees and buildings, seen obliquely from the air."""
-    view = View(float(np.exp(rng.uniform(math.log(8.5), math.log(19)))), math.radians(rng.uniform(28, 80)))
+    view = View(float(np.exp(rng.uniform(math.log(9.5), math.log(22)))), math.radians(rng.uniform(28, 80)))
     angle = rng.uniform(0, math.pi)
     along, across = _road_coordinates(view, angle, hw)
     heat, strips = _strips(rng, along, across, view)
@@ -154,9 +154,9 @@ def _texture(rng: Rng, strips: NDArray[np.uint8], along: Array, across: Array, v
     """Grain by material, and wear along the roads."""
     grain = np.array([m.grain for m in MATERIALS.values()], np.float32)[strips]
     streaks = np.array([m.streaks for m in MATERIALS.values()], np.float32)[strips]
-    wear = fractal(rng, (1024, 1024), 48, 4, stretch=10)
+    wear = fractal(rng, (512, 512), 48, 4, stretch=8)
     # To and fro over the texture, so that it shows no seam where it repeats.
-    u, v = (abs((metres * view.pixels_per_metre) % 2046 - 1023) for metres in (along, across))
+    u, v = (abs((metres * view.pixels_per_metre) % 1022 - 511) for metres in (along, across))
     worn = cv2.remap(wear, u, v, cv2.INTER_LINEAR)
     return grain * fractal(rng, strips.shape, 16, 4, decay=0.75) + streaks * worn
 
@@ -164,7 +164,7 @@ def _texture(rng: Rng, strips: NDArray[np.uint8], along: Array, across: Array, v
 def _shade(rng: Rng, hw: Size) -> Array:
     """Ground that lay in the shadow of something large stays cold, with soft edges."""
     cold = 1 / (1 + np.exp(-4 * (fractal(rng, hw, 300, 4) - rng.uniform(0.5, 3))))
-    return rng.uniform(15, 60) * cold.astype(np.float32)
+    return np.asarray(rng.uniform(15, 60) * cold, np.float32)
 
 
 def _raise_clutter(rng: Rng, world: Terrain) -> None:
@@ -199,12 +199,13 @@ def _stand(world: World, sprite: Sprite, texture: Array, holes: float = 0.0) -> 
 def _tree(rng: Rng) -> list[Part]:
     """A crown of clumps of leaves, the upper ones warmer."""
     radius, heat = rng.uniform(0.7, 2.6), rng.normal(-60, 18)
-    clumps = np.clip(rng.normal(0, 0.42, (int(30 + 25 * radius), 3)), -1, 1) * radius
-    crown: list[Part] = []
+    clumps = np.clip(rng.normal(0, 0.36, (int(30 + 25 * radius), 3)), -1, 1) * radius
+    middle = (0.0, 0.0, 1.3 * radius)
+    crown: list[Part] = [Limb(middle, middle, 0.6 * radius, heat - 8)]
     for x, y, z in clumps[np.argsort(clumps[:, 2])].tolist():
         middle = (x, y, 0.7 * z + 1.3 * radius)
         warmth = heat + 12 * z / radius + rng.normal(0, 10)
-        crown.append(Limb(middle, middle, rng.uniform(0.12, 0.3) * radius**0.6, warmth))
+        crown.append(Limb(middle, middle, rng.uniform(0.1, 0.26) * radius**0.6, warmth))
     return crown
 
 
@@ -257,14 +258,14 @@ def sky(rng: Rng, hw: Size) -> World:
         _roofline(rng, world, horizon)
     # Cameras lift local contrast, which leaves the dark band that real pictures have above a warm horizon.
     around = cv2.GaussianBlur(world.heat, (0, 0), hw[0] * rng.uniform(0.05, 0.16), borderType=cv2.BORDER_REPLICATE)
-    return World(world.heat + rng.uniform(0.1, 1.3) * (world.heat - around), world.cover)
+    return World(world.heat + rng.uniform(0.2, 1.6) * (world.heat - around), world.cover)
 
 
 def _clouds(rng: Rng, hw: Size) -> Array | float:
     if rng.random() < 0.5:
         return 0.0
     shape = fractal(rng, hw, rng.uniform(30, 90), 5, stretch=rng.uniform(1.5, 4), decay=0.55)
-    return rng.uniform(5, 80) / (1 + np.exp(-2.5 * (shape - rng.uniform(-0.5, 1))))
+    return np.asarray(rng.uniform(5, 80) / (1 + np.exp(-2.5 * (shape - rng.uniform(-0.5, 1)))), np.float32)
 
 
 def _treeline(rng: Rng, world: World, horizon: float) -> None:

@@ -104,11 +104,14 @@ def simulate(spec: SceneSpec) -> Iterator[Frame]:
 
 def snapshot(scene: str, seed: int, size_hw: Size | None = None) -> Frame:
     """One picture of a fresh scene, for training: seeds give unrelated places, weather, objects and cameras."""
-    return next(simulate(SceneSpec(scene, size_hw or SCENE_SIZES[scene], seed, frames=1)))
+    return next(simulate(SceneSpec(scene, size_hw or SCENE_SIZES.get(scene, (64, 64)), seed, frames=1)))
 
 
 class Scene:
-    """A world, its actors and a camera. `frame(i)` may be asked for in any order."""
+    """A world, its actors and a camera. `frame(i)` may be asked for in any order.
+
+    pan_rates  (2,) radians a second, how fast the camera sways in x and y
+    """
 
     def __init__(self, spec: SceneSpec) -> None:
         rng = np.random.default_rng((spec.seed, list(SCENE_SIZES).index(spec.scene)))
@@ -117,7 +120,7 @@ class Scene:
         self.world = terrain(rng, hw) if spec.scene == "ground" else sky(rng, hw)
         self.actors = populate(rng, self.world, spec.objects)
         self._mottle = rng.uniform(4, 10) * fractal(rng, (256, 256), 6, 2)
-        self._pan_rates = rng.uniform(0.1, 0.5, 2)
+        self.pan_rates = rng.uniform(0.1, 0.5, 2)
         self._camera = _Camera(rng, spec)
 
     def frame(self, index: int) -> Frame:
@@ -129,18 +132,17 @@ class Scene:
     def render(self, time: float, actors: Sequence[Actor] | None = None) -> tuple[Array, Detections]:
         """The scene with its own or other actors, before optics and noise: heat (H, W) float32, and truth."""
         hw = self.world.heat.shape
-        canvas = np.array(self.world.heat, np.float32)
-        owner = np.full(hw, -1, np.int16)
+        canvas, owner = np.array(self.world.heat, np.float32), np.full(hw, -1, np.int16)
         cast = [(a, a.sprite(time, hw)) for a in (self.actors if actors is None else actors)]
         cast.sort(key=lambda pair: pair[1].y + len(pair[1].alpha))  # nearer ones lie lower, and in front
         for i, (actor, sprite) in enumerate(cast):
             window, inside = sprite.windows(hw)
             unhidden = 1 - self.world.cover[window]
-            alpha, heat = sprite.alpha[inside] * unhidden, sprite.heat[inside] * unhidden
-            heat = heat + alpha * self._mottle[inside]
+            alpha = sprite.alpha[inside] * unhidden
+            heat = sprite.heat[inside] * unhidden + alpha * self._mottle[inside]
             canvas[window] = canvas[window] + actor.transmission * (heat - alpha * canvas[window])
             owner[window][alpha > SOLID] = i
-        corner = PAN * (1 + np.sin(self._pan_rates * time))  # (2,) x, y of the picture in the world
+        corner = PAN * (1 + np.sin(self.pan_rates * time))  # (2,) x, y of the picture in the world
         h, w = self.spec.size_hw
         middle = float(corner[0]) + (w - 1) / 2, float(corner[1]) + (h - 1) / 2
         seen = np.asarray(cv2.getRectSubPix(canvas, (w, h), middle), np.float32)
@@ -172,23 +174,23 @@ class _Camera:
     def __init__(self, rng: Rng, spec: SceneSpec) -> None:
         h, w = spec.size_hw
         self._seed = spec.seed
-        self._blur, self._sharpen, self._gain = rng.uniform(0.7, 1.1), rng.uniform(0.2, 1.1), rng.uniform(0.7, 1.5)
+        self._blur, self._sharpen, self._gain = rng.uniform(0.7, 1.1), rng.uniform(0.2, 1.0), rng.uniform(0.9, 1.8)
         self._level, self._drift = rng.uniform(7500, 8300), rng.uniform(0, 12)
-        columns, rows = 0.6 * rng.standard_normal((1, w)), 0.5 * rng.standard_normal((h, 1))
+        columns, rows = 0.35 * rng.standard_normal((1, w)), 0.3 * rng.standard_normal((h, 1))
         radius = np.hypot(*np.meshgrid(np.linspace(-1, 1, w), np.linspace(-1, 1, h)))
-        pattern = columns + rows + 0.7 * rng.standard_normal((h, w)) + rng.normal(0, 5) * radius**2
+        pattern = columns + rows + 0.4 * rng.standard_normal((h, w)) + rng.normal(0, 5) * radius**2
         self._pattern = pattern.astype(np.float32)
         pictures = min(NOISE_BANK, spec.frames or NOISE_BANK)
-        self._noise = rng.uniform(1.2, 3) * rng.standard_normal((pictures, h + 32, w + 32), np.float32)
+        self._noise = rng.uniform(0.5, 2.2) * rng.standard_normal((pictures, h + 32, w + 32), np.float32)
 
     def expose(self, heat: Array, index: int, time: float) -> NDArray[np.uint16]:
         """Heat (H, W) float32 -> raw counts (H, W) uint16."""
         h, w = heat.shape
         rng = np.random.default_rng((self._seed, index))
-        image = cv2.GaussianBlur(heat, (0, 0), self._blur)
+        image = np.asarray(cv2.GaussianBlur(heat, (0, 0), self._blur), np.float32)
         # Thermal cores sharpen before they put out counts: the halo around warm objects in real pictures.
         image += self._sharpen * (image - cv2.GaussianBlur(image, (0, 0), 2.5))
         bank, y, x = rng.integers(len(self._noise)), rng.integers(33), rng.integers(33)
         level = self._level + self._drift * math.sin(0.3 * time)
         image = image * self._gain + (self._noise[bank, y : y + h, x : x + w] + self._pattern + np.float32(level))
-        return np.clip(np.rint(image), 0, 2**14 - 1).astype(np.uint16)
+        return np.asarray(np.clip(np.rint(image), 0, 2**14 - 1), np.uint16)
