@@ -64,12 +64,15 @@ SCORE_FLOOR = 0.05  # detections are compared down to this score, whatever the m
 
 @dataclass(frozen=True)
 class VerifyRow:
-    """One stage of one engine on one backend; `reason` says why it failed or did not run."""
+    """One stage of one engine on one backend; `reason` says why it failed or did not run.
+
+    stage  "preprocess", "raw" and "detections"; the exporter's comparison with PyTorch adds those of the network
+    """
 
     engine: str
     backend: str
     precision: str
-    stage: Literal["preprocess", "raw", "detections"]
+    stage: str
     status: Status
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,87 @@
+"""Checkpoint -> one self-contained ONNX file of static shapes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import onnx
+import torch
+from onnxscript import ir
+
+from glmd_export.graph import ExportGraph, Stages
+from glmd_export.ops import StandardOps
+from glmd_runtime.bundle import GraphSpec
+from glmd_runtime.errors import UnsupportedError
+from glmd_train.checkpoint import Checkpoint
+
+# The first opset with everything the graph needs; TensorRT 10.3 (JetPack 6), ONNX Runtime and OpenVINO all read it.
+OPSET = 18
+INPUTS = ("images", "valid_hw")
+OUTPUTS = ("boxes", "scores", "valid")
+
+
+def export_onnx(checkpoint: Checkpoint, out: Path, *, batch: int = 1) -> Path:
+    """Write the network of a checkpoint as ONNX, for images of its canvas.
+
+    inputs   images (B, C, H, W) float32, valid_hw (B, 2) float32
+    outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool
+
+    The other `Stages` are in the file under their names, as tensors that are not outputs. The same checkpoint gives the
+    same bytes.
+    Raises: UnsupportedError for a model without a canvas.
+    """
+    spec = checkpoint.preprocess
+    if spec.resize != "letterbox":
+        raise UnsupportedError(
+            f"An exported graph has one image size, which needs the resize 'letterbox'; this checkpoint has "
+            f"{spec.resize!r}. Give it a canvas with a PreprocessSpec of resize='letterbox'."
+        )
+    model = _trace(checkpoint, batch)
+    _tidy(model)
+    contract = {
+        "class_names": list(checkpoint.class_names),
+        "preprocess": spec.to_dict(),
+        "postprocess": checkpoint.postprocess.to_dict(),
+    }
+    model.metadata_props.update({key: json.dumps(value) for key, value in contract.items()})
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    out.write_bytes(proto.SerializeToString(deterministic=True))
+    return out
+
+
+def graph_spec(checkpoint: Checkpoint, batch: int) -> GraphSpec:
+    """Names and shapes of the exported graph's inputs and outputs."""
+    (h, w), c = checkpoint.preprocess.size_hw, checkpoint.preprocess.channels
+    r, k = checkpoint.config.proposals, len(checkpoint.class_names)
+    inputs = {"images": (batch, c, h, w), "valid_hw": (batch, 2)}
+    return GraphSpec(inputs, {"boxes": (batch, r, k, 4), "scores": (batch, r, k), "valid": (batch, r)})
+
+
+def _trace(checkpoint: Checkpoint, batch: int) -> ir.Model:
+    ops = StandardOps()
+    graph = ExportGraph(checkpoint.model, ops, checkpoint.preprocess.size_hw).eval()
+    shapes = graph_spec(checkpoint, batch).inputs
+    example = tuple(torch.ones(shapes[name]) for name in INPUTS)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # translations without type annotations are no news
+    program = torch.onnx.export(
+        graph, example, input_names=list(INPUTS), output_names=list(Stages._fields), opset_version=OPSET,
+        dynamo=True, custom_translation_table=dict(ops.translations), external_data=False, verbose=False,
+    )
+    return program.model
+
+
+def _tidy(model: ir.Model) -> None:
+    """Keep the shipped outputs, and drop the exporter's notes (source lines and paths of this machine)."""
+    by_name = {value.name: value for value in model.graph.outputs}
+    model.graph.outputs[:] = [by_name[name] for name in OUTPUTS]
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        values += node.outputs
+    for value in values:
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()

@@ -1,0 +1,203 @@
+"""PyTorch against an exported engine: stage by stage, then the whole chain.
+
+The whole chain is what the device runs, but it cannot say where an error is, and selecting proposals turns a rounding
+error into another proposal. So the ONNX file is cut between its stages, each piece is loaded by the same backend, and
+fed with what PyTorch fed to it. The pieces are the shipped graph's own nodes and weights: nothing is exported twice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx.utils
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glmd_export.graph import Stages
+from glmd_runtime import backends
+from glmd_runtime.backends import Tensors
+from glmd_runtime.bundle import Bundle, Reference
+from glmd_runtime.postprocess import RawOutputs
+from glmd_runtime.preprocess import preprocess
+from glmd_runtime.verify import (
+    ENGINE_STAGES,
+    TOLERANCES,
+    Outcome,
+    Tolerance,
+    VerifyReport,
+    VerifyRow,
+    check_engine,
+    check_preprocess,
+    compare_raw,
+)
+from glmd_runtime.video.simulator import snapshot
+from glmd_train.checkpoint import Checkpoint
+from glmd_train.model.detector import GLMDNet
+
+Frames = Sequence[NDArray[Any]]
+# Scene, seed (far from those that training draws) and size of the four frames in reference.npz.
+_REFERENCE_SCENES = (
+    ("ground", 910_001, (512, 640)),
+    ("air", 910_002, (256, 320)),
+    ("ground", 910_003, (480, 720)),
+    ("air", 910_004, (512, 512)),
+)
+
+
+class Stage(NamedTuple):
+    """A piece of the graph between named tensors; see `graph.Stages` for what they are."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+STAGES = (
+    Stage("trunk", ("images",), ("trunk",)),
+    Stage("neck", ("trunk",), ("neck",)),
+    Stage("rpn", ("neck",), ("objectness", "deltas")),
+    Stage("proposals", ("objectness", "deltas", "valid_hw"), ("proposals", "valid")),
+    Stage("pooled", ("neck", "proposals"), ("pooled",)),
+    Stage("head", ("pooled", "proposals", "valid_hw"), ("boxes", "scores")),
+)
+
+
+def compare(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> VerifyReport:
+    """Every engine of a bundle, on every backend that reads it, against the checkpoint.
+
+    Args: frames, camera arrays as `preprocess` takes them, at least one.
+    Returns: rows for each stage, the raw outputs and the detections; not_run where a backend is not installed.
+    """
+    return VerifyReport(tuple(compare_rows(bundle, checkpoint, frames)))
+
+
+def compare_rows(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> Iterator[VerifyRow]:
+    """The rows of `compare`, each as soon as it is known."""
+    reference = make_reference(checkpoint, frames)
+    yield check_preprocess(reference, bundle.manifest.preprocess)
+    tensors = _torch_tensors(checkpoint.model, reference)
+    for engine, precision in bundle.manifest.engines.items():
+        for name in backends.readers(engine):
+            if name in backends.available():
+                yield from _stage_rows(bundle, engine, name, tensors)
+                yield from _chain_rows(bundle, engine, name, reference)
+            else:
+                stages = [*(stage.name for stage in STAGES), *ENGINE_STAGES]
+                reason = f"{name} is not installed"
+                yield from (VerifyRow(engine, name, precision, stage, "not_run", reason) for stage in stages)
+
+
+def make_reference(checkpoint: Checkpoint, frames: Frames) -> Reference:
+    """PyTorch's raw outputs of some frames: the content of reference.npz."""
+    pairs = [preprocess(frame, checkpoint.preprocess) for frame in frames]
+    images = np.stack([image for image, _ in pairs])
+    valid_hw = np.asarray([geometry.valid_hw for _, geometry in pairs], np.float32)
+    with torch.inference_mode():
+        # One image at a time, as the published batching of the neck would let them influence each other.
+        raw = [checkpoint.model(i[None], hw[None]) for i, hw in zip(*_tensors(images, valid_hw), strict=True)]
+    outputs = (torch.cat([getattr(one, name) for one in raw]).numpy() for name in ("boxes", "scores", "valid"))
+    return Reference(tuple(frames), images, valid_hw, *outputs)
+
+
+def reference_frames() -> Frames:
+    """Four rendered (H, W) uint16 frames: both worlds, four sizes."""
+    return tuple(snapshot(*scene).image for scene in _REFERENCE_SCENES)
+
+
+def _torch_tensors(model: GLMDNet, reference: Reference) -> Tensors:
+    """What PyTorch computes for the reference's images, by the names of the graph's tensors, each (N, ...)."""
+    pairs = zip(*_tensors(reference.images, reference.valid_hw), strict=True)
+    with torch.inference_mode():
+        rows = [_torch_stages(model, image[None], hw[None]) for image, hw in pairs]
+    named = {name: torch.cat(parts).numpy() for name, parts in zip(Stages._fields, zip(*rows, strict=True), strict=True)}
+    return {**named, "images": reference.images, "valid_hw": reference.valid_hw}
+
+
+def _torch_stages(model: GLMDNet, image: Tensor, valid_hw: Tensor) -> Stages:
+    """One image, (1, C, H, W) and (1, 2), through the model's own modules."""
+    trunk = model.backbone(image)
+    neck = model.neck(trunk)
+    for_rpn, for_rcnn = model.affine_rpn(neck), model.affine_rcnn(neck)
+    objectness, deltas = model.rpn.head(for_rpn)
+    proposals, valid = model.rpn(for_rpn, valid_hw)
+    pooled = model.roi_heads.pooled(for_rcnn, list(proposals))[None]  # (R, D) -> (1, R, D)
+    boxes, scores = model.roi_heads(for_rcnn, proposals, valid_hw)
+    return Stages(trunk, neck, objectness, deltas, proposals, valid, pooled, boxes, scores)
+
+
+def _tensors(*arrays: NDArray[Any]) -> list[Tensor]:
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def _chain_rows(bundle: Bundle, engine: str, name: str, reference: Reference) -> list[VerifyRow]:
+    """The engine as it is, from image to raw outputs and detections."""
+    backend = backends.load(name, bundle.path / engine)
+    try:
+        return check_engine(backend, name, engine, bundle.manifest, reference)
+    finally:
+        backend.close()
+
+
+def _stage_rows(bundle: Bundle, engine: str, name: str, expected: Tensors) -> Iterator[VerifyRow]:
+    """Each stage of an ONNX file, fed with PyTorch's own input to it."""
+    precision = bundle.manifest.engines[engine]
+    cutter = onnx.utils.Extractor(onnx.load(bundle.path / engine))
+    for stage in STAGES:
+        came = _run_stage(cutter, stage, name, bundle.manifest.graph.batch, expected)
+        outcome = _judge(stage, expected, came, TOLERANCES[precision])
+        yield VerifyRow(engine, name, precision, stage.name, outcome.status, outcome.reason, outcome.metrics)
+
+
+def _run_stage(cutter: onnx.utils.Extractor, stage: Stage, name: str, batch: int, expected: Tensors) -> Tensors:
+    with tempfile.TemporaryDirectory() as scratch:
+        piece = Path(scratch) / f"{stage.name}.onnx"
+        onnx.save(cutter.extract_model(list(stage.inputs), list(stage.outputs)), piece)
+        backend = backends.load(name, piece)
+        try:
+            return backends.run_padded(backend, batch, {key: expected[key] for key in stage.inputs})
+        finally:
+            backend.close()
+
+
+def _judge(stage: Stage, expected: Tensors, came: Tensors, tolerance: Tolerance) -> Outcome:
+    """Proposals without regard to order, every other tensor number by number (of real proposals, not of padding)."""
+    canvas = max(expected["images"].shape[2:])
+    if stage.name == "proposals":
+        return compare_raw(_as_raw(expected), _as_raw(came), tolerance, canvas)
+    outcomes = []
+    for key in stage.outputs:
+        a, b = expected[key], came[key]
+        if key in ("pooled", "boxes", "scores"):
+            a, b = a[expected["valid"]], b[expected["valid"]]
+        scale = canvas if key == "boxes" else 1
+        atol = tolerance.box_atol if key == "boxes" else tolerance.score_atol
+        outcomes.append(_compare_tensor(key, a / scale, b / scale, atol, tolerance))
+    metrics: dict[str, float] = {}
+    for outcome in outcomes:
+        metrics |= outcome.metrics
+    return Outcome(metrics, "; ".join(outcome.reason for outcome in outcomes if outcome.reason))
+
+
+def _as_raw(tensors: Mapping[str, NDArray[Any]]) -> list[RawOutputs]:
+    """Proposals in the form of raw outputs, with one class and no score, so that they are paired by the same code."""
+    rows = zip(tensors["proposals"], tensors["valid"], strict=True)
+    return [RawOutputs(boxes[:, None], np.zeros((len(boxes), 1), np.float32), valid) for boxes, valid in rows]
+
+
+def _compare_tensor(key: str, a: NDArray[Any], b: NDArray[Any], atol: float, tolerance: Tolerance) -> Outcome:
+    """Reference a and engine b, of one shape; the error is what exceeds `rtol` of the reference."""
+    difference = np.abs(b - a)
+    excess = np.maximum(0, difference - tolerance.rtol * np.abs(a))
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    outcome = Outcome.of(
+        (f"{key}_error", float(np.quantile(excess, tolerance.quantile)) if a.size else 0.0, "<=", atol),
+        (f"{key}_cosine", float(np.vdot(a, b)) / norms if norms else float(np.array_equal(a, b)), ">=", tolerance.cosine),
+    )
+    return replace(outcome, metrics={**outcome.metrics, f"{key}_max": float(difference.max(initial=0))})
