@@ -217,11 +217,21 @@ def write_bundle(
         text = json.dumps({**manifest.to_dict(), "sha256": hashes}, indent=2) + "\n"
         (new / MANIFEST).write_text(text)
         (new / SEAL).write_text(_sha256(new / MANIFEST) + "\n")
-        open_bundle(new)
-        if path.exists():
-            path.rename(Path(scratch) / "old")
+        written = open_bundle(new).manifest
+        _put_in_place(new, path, Path(scratch) / "old")
+    return Bundle(path, written)
+
+
+def _put_in_place(new: Path, path: Path, old: Path) -> None:
+    """Rename `new` to `path`, what was there to `old`; the old one comes back when that fails."""
+    if path.exists():
+        path.rename(old)
+    try:
         new.rename(path)
-    return open_bundle(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
 
 
 def _check_target(path: Path, manifest: Manifest, files: Mapping[str, bytes | Path], overwrite: bool) -> None:

@@ -64,10 +64,13 @@ def draw(frame: NDArray[Any], detections: Detections) -> Picture:
 
 
 def _draw_box(picture: Picture, xyxy: NDArray[np.int_], colour: tuple[int, int, int]) -> None:
-    """A coloured line around the object between two dark ones, so that it is seen on any ground."""
-    x1, y1, x2, y2 = (int(v) for v in xyxy)
-    cv2.rectangle(picture, (x1 - 1, y1 - 1), (x2, y2), DARK, 4, cv2.LINE_AA)
-    cv2.rectangle(picture, (x1 - 1, y1 - 1), (x2, y2), colour, 2, cv2.LINE_AA)
+    """A coloured line outside the object between two dark ones, so that it is seen on any ground."""
+    h, w = picture.shape[:2]
+    x1, y1 = np.maximum(xyxy[:2], 4)  # at the picture's edge the lines move in, or they would not be seen
+    x2, y2 = np.minimum(xyxy[2:] - 1, (w - 5, h - 5))
+    for distance, line in enumerate((DARK, colour, colour, DARK), start=1):
+        corners = (int(x1) - distance, int(y1) - distance), (int(x2) + distance, int(y2) + distance)
+        cv2.rectangle(picture, *corners, line, 1)
 
 
 def _place(
@@ -80,13 +83,13 @@ def _place(
     (w, h), baseline = cv2.getTextSize(text, FONT, FONT_SCALE, 1)
     w, h = w + 2 * PADDING, h + baseline + PADDING
     x1, y1, x2, y2 = xyxy
-    gap = 3
+    gap = 4
     corners = np.array(
         [
-            (x1 - 2, y1 - h - gap),  # above, left
-            (x1 - 2, y2 + gap),  # below
-            (x2 - w + 2, y1 - h - gap),  # above, right
-            (x2 - w + 2, y2 + gap),
+            (x1 - gap, y1 - h - gap),  # above, left
+            (x1 - gap, y2 + gap),  # below
+            (x2 - w + gap, y1 - h - gap),  # above, right
+            (x2 - w + gap, y2 + gap),
             (x2 + gap, y1),  # right
             (x1 - w - gap, y1),  # left
             (x2 + gap, y2 - h),

@@ -68,11 +68,11 @@ class Geometry:
     def to_frame(self, xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, 4) network pixels -> (N, 4) frame pixels, cut to the frame."""
         h, w = self.frame_hw
-        return np.clip(xyxy / self._scale, 0, np.asarray([w, h, w, h], np.float32))
+        return np.asarray(np.clip(xyxy / self._scale, 0, np.asarray([w, h, w, h], np.float32)))
 
     def to_image(self, xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N, 4) frame pixels -> (N, 4) network pixels."""
-        return np.multiply(xyxy, self._scale, dtype=np.float32)
+        return np.asarray(xyxy, np.float32) * self._scale
 
 
 def preprocess(frame: NDArray[Any], spec: PreprocessSpec) -> tuple[NDArray[np.float32], Geometry]:

@@ -1,0 +1,96 @@
+"""Outputs are complete, or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from glmd_runtime.detections import Detections
+from glmd_runtime.errors import FrameError, GlmdError, UsageError
+from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
+from glmd_runtime.video.frame import Frame
+from glmd_runtime.video.sources import open_source
+
+NAMES = ("person",)
+EMPTY = Detections.empty(NAMES)
+ONE = Detections(np.array([[1, 2, 3, 4]]), np.array([0.5]), np.array([0]), NAMES)
+
+
+def frame(index: int) -> Frame:
+    return Frame(np.zeros((4, 4), np.uint8), index, index / 30)
+
+
+def test_one_line_a_frame_empty_ones_too(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.jsonl"
+    with JsonlSink(path) as sink:
+        sink.write(frame(0), EMPTY)
+        sink.write(frame(1), ONE)
+        assert not path.exists()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"frame": 0, "time": 0.0, "detections": []}
+    assert lines[1]["detections"] == [{"name": "person", "class_id": 0, "score": 0.5, "xyxy": [1.0, 2.0, 3.0, 4.0]}]
+
+
+@pytest.mark.parametrize("hw", [(64, 80), (65, 81)])
+def test_a_video_is_read_back(hw: tuple[int, int], tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    path = tmp_path / "out.mp4"
+    with Mp4Sink(path, fps=29.97) as sink:
+        for value in (0, 100, 200):
+            sink.write(np.full((*hw, 3), value, np.uint8))
+        assert not path.exists()
+    with open_source(path) as source:
+        frames = [f.image for f in source]
+        assert source.fps == pytest.approx(29.97, abs=0.01)
+    assert [f.shape for f in frames] == [(64 + hw[0] % 2 * 2, 80 + hw[1] % 2 * 2, 3)] * 3
+    assert [round(f.mean(), -1) for f in frames] == [0, 100, 200]
+
+
+def test_a_video_of_changing_size_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    with (
+        pytest.raises(FrameError, match=r"one size, \(64, 64\); got \(64, 32\)"),
+        Mp4Sink(tmp_path / "o.mp4", 30) as sink,
+    ):
+        sink.write(np.zeros((64, 64, 3), np.uint8))
+        sink.write(np.zeros((64, 32, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_without_pictures_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    with pytest.raises(FrameError, match="at least one picture"), Mp4Sink(tmp_path / "o.mp4", 30):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_run_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    for name in ("o.mp4", "o.jsonl"):
+        (tmp_path / name).write_text("from yesterday")
+    with pytest.raises(error), Mp4Sink(tmp_path / "o.mp4", 30) as video, JsonlSink(tmp_path / "o.jsonl") as lines:
+        video.write(np.zeros((64, 64, 3), np.uint8))
+        lines.write(frame(0), ONE)
+        raise error
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(("o.mp4", "o.jsonl"), "from yesterday")
+
+
+def test_a_picture_is_read_back(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    save_picture(tmp_path / "new" / "out.png", picture)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "new" / "out.png")), picture)
+
+
+def test_wrong_names(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"must end in \.mp4"):
+        Mp4Sink(tmp_path / "out.avi", 30)
+    for name in ("out", "out.xyz"):
+        with pytest.raises(UsageError, match=r"must end in \.png"):
+            save_picture(tmp_path / name, np.zeros((4, 4), np.uint8))
+    with pytest.raises(GlmdError, match="is a directory"), JsonlSink(tmp_path):
+        pass
