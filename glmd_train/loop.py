@@ -71,7 +71,7 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
             targets = [target.to(fabric.device) for target in targets]
             losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
             total = torch.stack(list(losses.values())).sum()
-            values = {name: float(value) for name, value in losses.items()}
+            values = {name: value.item() for name, value in losses.items()}
             if not math.isfinite(sum(values.values())):
                 raise GlmdError(f"The loss is not finite at iteration {iteration}: {values}. Lower learning_rate.")
             fabric.backward(total)

@@ -21,9 +21,11 @@ EDGE_TOLERANCE = 1.0
 
 
 def data_path(text: str, folder: Path) -> Path:
-    """A path from a configuration: `${GLMD_DATA}` is the environment's data folder, relative paths start at `folder`."""
-    text = text.replace("${GLMD_DATA}", os.environ.get("GLMD_DATA", "../shared/data"))
-    return Path(text) if "GLMD_DATA" in text or Path(text).is_absolute() or Path(text).exists() else folder / text
+    """A path from a configuration: `${GLMD_DATA}/...` is in the data folder, relative paths start at `folder`."""
+    in_data = text.removeprefix("${GLMD_DATA}/")
+    if in_data != text:
+        return Path(os.environ.get("GLMD_DATA", "../shared/data")) / in_data
+    return folder / text  # an absolute path stays what it is
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def _fused(conv: nn.Conv2d, norm: BatchNormAct2d) -> nn.Conv2d:
         conv.weight.shape[1] * conv.groups, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
         groups=conv.groups,
     )
-    fused.weight, fused.bias = weight, bias
+    # As new parameters: the bias would inherit from a convolution that had none, and not be trained.
+    fused.weight, fused.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
     return fused
 
 

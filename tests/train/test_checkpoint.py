@@ -1,0 +1,101 @@
+"""Checkpoints: the round trip, the surgery between class lists, and one clear error for each wrong file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glmd_runtime.errors import CheckpointError
+from glmd_runtime.postprocess import PostprocessSpec
+from glmd_runtime.preprocess import PreprocessSpec
+from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
+from glmd_train.config import ModelConfig
+from glmd_train.model.detector import build_model
+
+
+def checkpoint(names: tuple[str, ...] = ("person", "car"), seed: int = 0) -> Checkpoint:
+    torch.manual_seed(seed)
+    config = ModelConfig(class_names=names, proposals=10)
+    spec = PreprocessSpec((64, 80), (127.0,), (128.0,))
+    return Checkpoint(build_model(config).eval(), config, spec, PostprocessSpec((0.3,) * len(names)), {"seed": seed})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "a.safetensors", checkpoint())
+
+
+def test_round_trip_keeps_contract_and_answers(tmp_path: Path) -> None:
+    original = checkpoint()
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "a.safetensors", original, dtype=torch.float32))
+    assert (loaded.config, loaded.preprocess, loaded.postprocess) == (
+        original.config, original.preprocess, original.postprocess,
+    )
+    assert loaded.provenance == {"seed": 0} and not loaded.model.training
+    images, valid_hw = torch.randn(1, 1, 64, 80), torch.tensor([[64.0, 80.0]])
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(images, valid_hw).scores, original.model(images, valid_hw).scores)
+
+
+def test_weights_are_stored_in_half_and_small_enough_to_ship(saved: Path) -> None:
+    assert {t.dtype for t in load_file(saved).values()} == {torch.float16}
+    assert saved.stat().st_size < 12e6
+    assert not list(saved.parent.glob("*.partial"))
+
+
+def rewrite(path: Path, saved: Path, weights: dict | None = None, **contract: object) -> Path:
+    """A copy of the saved checkpoint with changed weights or contract."""
+    from safetensors import safe_open
+
+    with safe_open(saved, "pt") as file:
+        metadata = json.loads(file.metadata()["glmd"])
+    tensors = load_file(saved) if weights is None else weights
+    save_file(tensors, path, metadata={"glmd": json.dumps({**metadata, **contract})})
+    return path
+
+
+def test_wrong_files_are_one_clear_error(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_checkpoint(tmp_path / "none.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(tmp_path / "cut.safetensors")
+    save_file({"x": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected format 'glmd-checkpoint-1'.*got None"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_checkpoint(rewrite(tmp_path / "later.safetensors", saved, model={"unheard_of": 1}))
+
+
+def test_another_architecture_is_named(saved: Path, tmp_path: Path) -> None:
+    weights = load_file(saved)
+    first = next(iter(weights))
+    without = {k: v for k, v in weights.items() if k != first}
+    with pytest.raises(CheckpointError, match=rf"another architecture: missing \['{first}'\] \(1\)"):
+        load_checkpoint(rewrite(tmp_path / "a.safetensors", saved, without))
+    other = {**weights, first: torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"wrong shape .*\(3,\), expected"):
+        load_checkpoint(rewrite(tmp_path / "b.safetensors", saved, other))
+
+
+def test_transfer_moves_the_predictor_s_rows_by_class_name() -> None:
+    source = checkpoint(("person", "car"), seed=1)
+    names = ("car", "dog", "person")
+    model = checkpoint(names, seed=2).model
+    fresh = model.roi_heads.predictor.cls_score.weight.detach().clone()
+    transfer(source, model, names)
+    old, new = source.model.roi_heads.predictor, model.roi_heads.predictor
+    assert torch.equal(new.cls_score.weight[[0, 2, 3]], old.cls_score.weight[[1, 0, 2]])  # car, person, background
+    assert torch.equal(new.cls_score.weight[1], fresh[1])
+    assert torch.equal(new.bbox_pred.weight[8:12], old.bbox_pred.weight[0:4])
+    assert torch.equal(model.rpn.conv.weight, source.model.rpn.conv.weight)
+
+
+def test_transfer_refuses_another_architecture() -> None:
+    other = build_model(ModelConfig(class_names=("person",), stride=16))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        transfer(checkpoint(), other, ("person",))

@@ -1,0 +1,143 @@
+"""Data sets and training pictures: what is read, what is refused, and that boxes follow their pixels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glmd_runtime.errors import DatasetError, GlmdError
+from glmd_runtime.preprocess import PreprocessSpec, preprocess
+from glmd_train.config import AugmentConfig
+from glmd_train.data.coco import Record, load_coco
+from glmd_train.data.loaders import collate
+from glmd_train.data.transforms import augment
+
+SPEC = PreprocessSpec((64, 80), (127.0,), (128.0,))
+PLAIN = AugmentConfig(scale=(1, 1), flip=0, polarity=0, contrast=0, noise=0, blur=0)
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    annotation = {"id": 7, "image_id": 1, "category_id": 3, "bbox": [10, 5, 20, 30], "iscrowd": 0}
+    return {
+        "images": [{"id": 1, "file_name": "a.png", "width": 80, "height": 64}],
+        "categories": [{"id": 3, "name": "person"}, {"id": 5, "name": "car"}],
+        "annotations": [{**annotation, **changes}],
+    }
+
+
+def write(folder: Path, values: Any) -> Path:
+    path = folder / "labels.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_classes_are_taken_by_name_and_crowds_are_ignore_regions(tmp_path: Path) -> None:
+    values = content()
+    values["annotations"] += [
+        {"id": 8, "image_id": 1, "category_id": 5, "bbox": [1, 1, 5, 5], "iscrowd": 1},
+        {"id": 9, "image_id": 1, "category_id": 5, "bbox": [1, 1, 5, 5]},
+    ]
+    (record,) = load_coco(write(tmp_path, values), ("dog", "person"))
+    np.testing.assert_array_equal(record.boxes, [[10, 5, 30, 35]])
+    assert record.labels.tolist() == [1]  # car is not a class of this model
+    np.testing.assert_array_equal(record.ignore, [[1, 1, 6, 6]])
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (content(category_id=9), "category_id 9"),
+        (content(image_id=4), "image ids [4]"),
+        (content(bbox=[70, 5, 20, 30]), "inside its image"),
+        (content(bbox=[10, 5, 0, 30]), "positive size"),
+        (content(bbox=[-9, 5, 20, 30]), "inside its image"),
+        ({"images": []}, "lacks ['annotations', 'categories']"),
+        ([1, 2], "lacks"),
+    ],
+)
+def test_a_wrong_annotation_file_is_one_clear_error(tmp_path: Path, values: Any, says: str) -> None:
+    with pytest.raises(DatasetError, match=r"labels\.json") as error:
+        load_coco(write(tmp_path, values), ("person",))
+    assert says in str(error.value)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="does not exist"):
+        load_coco(tmp_path / "none.json", ("person",))
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(DatasetError, match="not JSON"):
+        load_coco(tmp_path / "bad.json", ("person",))
+    with pytest.raises(DatasetError, match=r"none of the classes \['dog'\].*car.*person"):
+        load_coco(write(tmp_path, content()), ("dog",))
+
+
+def test_pictures_are_checked_when_they_are_read(tmp_path: Path) -> None:
+    (record,) = load_coco(write(tmp_path, content()), ("person",))
+    with pytest.raises(DatasetError, match="does not exist"):
+        record.read()
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match="not a picture"):
+        record.read()
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((10, 80), np.uint8))
+    with pytest.raises(DatasetError, match=r"\(10, 80\).*\(64, 80\)"):
+        record.read()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_8_and_16_bit_pictures_train(tmp_path: Path, dtype: type) -> None:
+    picture = np.random.default_rng(0).integers(100, 200, (64, 80)).astype(dtype)
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    (record,) = load_coco(write(tmp_path, content()), ("person",))
+    frame = record.read()
+    assert frame.dtype == dtype
+    sample = augment(frame, record, SPEC, PLAIN, np.random.default_rng(0))
+    image, _ = preprocess(frame, SPEC)
+    np.testing.assert_array_equal(sample.image, image)  # without augmentation: the device's pixels
+    np.testing.assert_allclose(sample.boxes, record.boxes)
+
+
+def square_record(x: int, y: int, side: int, hw: tuple[int, int]) -> tuple[Record, np.ndarray]:
+    frame = np.full(hw, 40, np.uint8)
+    frame[y : y + side, x : x + side] = 220
+    box = np.asarray([[x, y, x + side, y + side]], np.float32)
+    return Record(1, Path("x.png"), hw, box, np.zeros(1, np.int64), np.zeros((0, 4), np.float32)), frame
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    x=st.integers(0, 60), y=st.integers(0, 44), side=st.integers(10, 20), seed=st.integers(0, 10_000),
+    crop=st.sampled_from([None, (48, 48), (64, 56)]),
+)
+def test_boxes_follow_their_pixels(x: int, y: int, side: int, seed: int, crop: tuple[int, int] | None) -> None:
+    record, frame = square_record(x, y, side, (64, 80))
+    config = AugmentConfig(crop_hw=crop, scale=(0.7, 1.6), flip=0.5, polarity=0, contrast=0, noise=0, blur=0)
+    sample = augment(frame, record, SPEC, config, np.random.default_rng(seed))
+    assert sample.image.shape[1:] == (crop or (64, 80))
+    ys, xs = np.nonzero(sample.image[0] > 0.02)  # brighter than the middle of 40 and 220
+    if len(sample.boxes):
+        seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        np.testing.assert_allclose(sample.boxes[0], seen, atol=1.5)
+        assert (sample.boxes[0] >= 0).all()
+    else:
+        assert len(xs) == 0 or len(sample.ignore) == 1  # gone, or mostly cut away
+
+
+def test_augmentation_repeats_with_its_seed_and_collates() -> None:
+    record, frame = square_record(20, 20, 12, (64, 80))
+    samples = [augment(frame, record, SPEC, AugmentConfig(), np.random.default_rng(5)) for _ in range(2)]
+    np.testing.assert_array_equal(samples[0].image, samples[1].image)
+    images, valid_hw, targets = collate(samples)
+    assert images.shape == (2, 1, 64, 80) and valid_hw.shape == (2, 2) and len(targets) == 2
+
+
+def test_a_float_picture_is_refused() -> None:
+    record, frame = square_record(20, 20, 12, (64, 80))
+    with pytest.raises(GlmdError, match="float32"):
+        augment(frame.astype(np.float32), record, SPEC, PLAIN, np.random.default_rng(0))

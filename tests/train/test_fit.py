@@ -1,0 +1,135 @@
+"""`glmd-train fit` and `eval`, as a user runs them, on pictures that the test draws itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from glmd_runtime.errors import UsageError
+from glmd_train.checkpoint import load_checkpoint
+from glmd_train.config import TrainConfig, load_config
+from glmd_train.loop import schedule
+
+CONFIGS = Path(__file__).parents[2] / "glmd_train" / "configs"
+
+
+def glmd_train(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "glmd_train.cli", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight 16-bit pictures with one warm square each."""
+    folder = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(8):
+        picture = rng.normal(7600, 15, (64, 80)).astype(np.uint16)
+        x, y, side = (int(v) for v in (rng.integers(5, 50), rng.integers(5, 40), rng.integers(12, 20)))
+        picture[y : y + side, x : x + side] += 400
+        cv2.imwrite(str(folder / f"{i}.png"), picture)
+        images.append({"id": i, "file_name": f"{i}.png", "width": 80, "height": 64})
+        annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": [x, y, side, side], "iscrowd": 0})
+    labels = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    (folder / "labels.json").write_text(json.dumps(labels))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(dataset: Path) -> Path:
+    values = {
+        "output": str(dataset / "run"),
+        "model": {"class_names": ["square"], "proposals": 10, "roi_batch": 16, "rpn_batch": 32},
+        "preprocess": {"size_hw": [64, 80]},
+        "train": [{"annotations": str(dataset / "labels.json")}],
+        "val": [{"annotations": str(dataset / "labels.json")}],
+        "iterations": 40, "batch_size": 2, "warmup": 3, "learning_rate": 0.001,
+    }
+    path = dataset / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Path) -> None:
+    glmd_train("fit", "--config", config)
+    run = dataset / "run"
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    first, scored = rows[0], rows[-1]["scores"][f"{dataset.name}/labels"]
+    assert scored["mean"]["ap50"] > 0.5  # it learned to find warm squares
+    assert first["roi_class"] > rows[-2]["roi_class"]
+    assert list((run / "tensorboard").iterdir())
+
+    again = glmd_train("fit", "--config", config, check=False)
+    assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr
+
+    glmd_train("fit", "--config", config, "--resume", "--set", "iterations=42", "val=[]")
+    assert load_checkpoint(run / "model.safetensors").provenance["iterations"] == 42
+
+    command = ("eval", "--checkpoint", run / "model.safetensors", "--data", dataset / "labels.json")
+    result = json.loads(glmd_train(*command, "--json").stdout)
+    assert result[str(dataset / "labels.json")]["classes"]["square"]["objects"] == 8
+    assert "square" in glmd_train(*command).stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("model.stride=7", "model.stride"),
+        ("iterations=0", "greater than or equal to 1"),
+        ("model.strid=8", "Extra inputs"),
+        ("model.class_names=[a, a]", "differ from each other"),
+        ("nonsense", "key=value"),
+    ],
+)
+def test_a_wrong_configuration_names_the_key(config: Path, change: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load_config(config, [change])
+
+
+def test_a_missing_configuration_and_bad_yaml(tmp_path: Path) -> None:
+    assert glmd_train("fit", "--config", tmp_path / "none.yaml", check=False).returncode == 2
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UsageError, match="keys and values"):
+        load_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_are_valid_and_say_how_to_run_them(path: Path) -> None:
+    load_config(path)
+    header = path.read_text().splitlines()[0]
+    assert header == f"# glmd-train fit --config glmd_train/configs/{path.name}"
+
+
+def config_with(**changes: object) -> TrainConfig:
+    values = {"output": "x", "model": {"class_names": ["a"]}, "train": [{"annotations": "a.json"}], "iterations": 100}
+    return TrainConfig.model_validate({**values, "warmup": 10, **changes})
+
+
+def test_schedules() -> None:
+    cosine = config_with()
+    assert schedule(0, cosine) == pytest.approx(0.001)
+    assert schedule(50, cosine) == pytest.approx(0.5)
+    assert schedule(99, cosine) < 0.001
+    steps = config_with(schedule="steps", steps=[60, 80])
+    assert [schedule(i, steps) for i in (10, 59, 60, 80)] == pytest.approx([1, 1, 0.1, 0.01])
+
+
+def test_help_imports_no_framework() -> None:
+    code = "import sys, glmd_train.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    environment = {**os.environ, "COLUMNS": "100"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.stdout.strip().endswith("False") and "fit" in result.stdout
