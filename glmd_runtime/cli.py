@@ -47,7 +47,7 @@ def _main(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace
     except KeyboardInterrupt:
         sys.exit(130)
     except (GlmdError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
 
 

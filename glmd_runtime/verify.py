@@ -58,7 +58,7 @@ TOLERANCES = {
     "fp32": Tolerance(2.0, 0.01, 1.0, 1e-3, 1e-4, 1e-4, 0.999, iou=0.99, score=1e-3, unmatched=0.0),
     "fp16": Tolerance(8.0, 0.05, 0.99, 1e-3, 2e-2, 2e-3, 0.999, iou=0.95, score=0.02, unmatched=0.01),
 }
-ENGINE_STAGES: tuple[Literal["raw", "detections"], ...] = ("raw", "detections")
+ENGINE_STAGES = ("raw", "detections")  # what an engine answers; glmd-export adds the stages inside the graph
 SCORE_FLOOR = 0.05  # detections are compared down to this score, whatever the manifest's thresholds are
 
 
