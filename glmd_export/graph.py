@@ -51,7 +51,7 @@ class ExportGraph(nn.Module):
         self.ops = ops
         height, width = (-(-side // model.roi_heads.stride) for side in size_hw)  # the trunk rounds up
         self.register_buffer("anchors", model.rpn.anchors(height, width), persistent=False)  # (N, 4)
-        self.register_buffer("whwh", torch.tensor([1, 0, 1, 0]), persistent=False)  # of height, width: the order of xyxy
+        self.register_buffer("whwh", torch.tensor([1, 0, 1, 0]), persistent=False)  # height, width -> xyxy's order
 
     def forward(self, images: Tensor, valid_hw: Tensor) -> Stages:
         """images (B, C, H, W) float32 as `preprocess` makes them; valid_hw (B, 2) float32 pixels, height and width."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import onnx
@@ -65,7 +64,6 @@ def _trace(checkpoint: Checkpoint, batch: int) -> ir.Model:
     graph = ExportGraph(checkpoint.model, ops, checkpoint.preprocess.size_hw).eval()
     shapes = graph_spec(checkpoint, batch).inputs
     example = tuple(torch.ones(shapes[name]) for name in INPUTS)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # translations without type annotations are no news
     program = torch.onnx.export(
         graph, example, input_names=list(INPUTS), output_names=list(Stages._fields), opset_version=OPSET,
         dynamo=True, custom_translation_table=dict(ops.translations), external_data=False, verbose=False,

@@ -15,19 +15,18 @@ import torch
 import torch.nn.functional as F
 import torchvision.ops
 from onnxscript import opset18 as onnx_op
-from onnxscript.ir import Value
+from onnxscript.onnx_types import FLOAT, INT64
 from torch import Tensor
 
 _LOWEST = torch.finfo(torch.float32).min
 
 
 class Ops(Protocol):
-    """What an exported graph needs from its engine beside arithmetic, convolutions, MatMul, Softmax and TopK.
+    """What an exported graph needs from its engine beside arithmetic, convolutions, MatMul, Softmax and TopK."""
 
-    translations: ONNX translation of each custom operator that the strategy calls.
-    """
-
-    translations: Mapping[Callable[..., Any], Callable[..., Any]]
+    @property
+    def translations(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
+        """The ONNX translation of each custom operator that the strategy calls."""
 
     def roi_align(self, features: Tensor, boxes: Tensor, bins: int, stride: int) -> Tensor:
         """Aligned, adaptively sampled RoiAlign.
@@ -40,8 +39,8 @@ class Ops(Protocol):
         """Non-maximum suppression to a fixed number of rows.
 
         Args: boxes (B, N, 4) xyxy; scores (B, N) finite, of any range.
-        Returns: of each image the `number` = R best boxes that are not empty and overlap no better kept box by more than
-            `iou`: boxes (B, R, 4), best first, then rows of zeros; valid (B, R) bool, False for these.
+        Returns: of each image the `number` = R best boxes that are not empty and overlap no better kept box by more
+            than `iou`: boxes (B, R, 4), best first, then rows of zeros; valid (B, R) bool, False for these.
         """
 
 
@@ -77,7 +76,7 @@ def _(features: Tensor, boxes: Tensor, bins: int, stride: int) -> Tensor:
     return features.new_empty(boxes.shape[0] * boxes.shape[1], features.shape[1], bins, bins)
 
 
-def _roi_align_to_onnx(features: Value, boxes: Value, bins: int, stride: int) -> Value:
+def _roi_align_to_onnx(features: FLOAT, boxes: FLOAT, bins: int, stride: int) -> FLOAT:
     b, r, _ = boxes.shape
     image_of_row = onnx_op.Constant(value_ints=[image for image in range(b) for _ in range(r)])  # (B R,)
     rows = onnx_op.Reshape(boxes, onnx_op.Constant(value_ints=[-1, 4]))  # (B, R, 4) -> (B R, 4)
@@ -104,7 +103,7 @@ def _(boxes: Tensor, scores: Tensor, number: int, iou: float) -> Tensor:
     return boxes.new_empty(number, dtype=torch.int64)
 
 
-def _suppress_to_onnx(boxes: Value, scores: Value, number: int, iou: float) -> Value:
+def _suppress_to_onnx(boxes: FLOAT, scores: FLOAT, number: int, iou: float) -> INT64:
     chosen = onnx_op.NonMaxSuppression(
         onnx_op.Unsqueeze(boxes, onnx_op.Constant(value_ints=[0])),  # (N, 4) -> (1, N, 4)
         onnx_op.Unsqueeze(scores, onnx_op.Constant(value_ints=[0, 1])),  # (N,) -> (1, 1, N)

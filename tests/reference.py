@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -34,3 +36,42 @@ def postprocess(
         for i in nms(boxes[rows, k], scores[rows, k], nms_iou):
             found.append((float(scores[rows[i], k]), k, tuple(map(float, boxes[rows[i], k]))))
     return sorted(found, key=lambda row: -row[0])[:most]
+
+
+# The two operations of the exported graph (glmd_export/ops.py)
+
+
+def select_proposals(boxes: np.ndarray, scores: np.ndarray, number: int, threshold: float) -> np.ndarray:
+    """One image: (N, 4), (N,) -> at most `number` boxes (R, 4), best first, empty ones never."""
+    full = [i for i in range(len(boxes)) if boxes[i, 2] > boxes[i, 0] and boxes[i, 3] > boxes[i, 1]]
+    kept = nms(boxes[full], scores[full], threshold)[:number]
+    return boxes[full][kept]
+
+
+def roi_align(features: np.ndarray, box: np.ndarray, bins: int, stride: int) -> np.ndarray:
+    """(C, H, W), one box (4,) in network pixels -> (C, bins, bins): each bin the mean of a grid of samples."""
+    x1, y1, x2, y2 = (float(edge) / stride - 0.5 for edge in box)
+    bin_h, bin_w = (y2 - y1) / bins, (x2 - x1) / bins
+    rows, columns = math.ceil(bin_h), math.ceil(bin_w)  # one sample a cell or more
+    out = np.zeros((len(features), bins, bins))
+    for i in range(bins):
+        for j in range(bins):
+            for row in range(rows):
+                for column in range(columns):
+                    y = y1 + (i + (row + 0.5) / rows) * bin_h
+                    x = x1 + (j + (column + 0.5) / columns) * bin_w
+                    out[:, i, j] += _bilinear(features, y, x) / (rows * columns)
+    return out
+
+
+def _bilinear(features: np.ndarray, y: float, x: float) -> np.ndarray:
+    """(C, H, W) at a point between its cells -> (C,); nothing further out than one cell."""
+    height, width = features.shape[1:]
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return np.zeros(len(features))
+    y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
+    top, left = min(int(y), height - 1), min(int(x), width - 1)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    upper = features[:, top, left] * (1 - x + left) + features[:, top, right] * (x - left)
+    lower = features[:, bottom, left] * (1 - x + left) + features[:, bottom, right] * (x - left)
+    return upper * (1 - y + top) + lower * (y - top)
