@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,8 +161,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _resolve(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make the paths of data sets and start weights absolute, so that a run can be repeated from its own record."""
-    from glmd_train.data.coco import data_path
-
     for name in ("train", "val"):
         for dataset in values.get(name) or []:
             for key in {"annotations", "images"} & set(dataset):
@@ -169,3 +168,11 @@ def _resolve(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if values.get("weights", "imagenet") not in ("imagenet", "random"):
         values["weights"] = data_path(str(values["weights"]), folder)
     return values
+
+
+def data_path(text: str, folder: Path) -> Path:
+    """A path from a configuration: `${GLMD_DATA}/...` is in the data folder, relative paths start at `folder`."""
+    in_data = text.removeprefix("${GLMD_DATA}/")
+    if in_data != text:
+        return Path(os.environ.get("GLMD_DATA", "../shared/data")) / in_data
+    return folder / text  # an absolute path stays what it is

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,6 @@ from glmd_runtime.errors import DatasetError
 
 # Annotation tools round; a box may stick out of its picture by this much (pixels) and is then cut.
 EDGE_TOLERANCE = 1.0
-
-
-def data_path(text: str, folder: Path) -> Path:
-    """A path from a configuration: `${GLMD_DATA}/...` is in the data folder, relative paths start at `folder`."""
-    in_data = text.removeprefix("${GLMD_DATA}/")
-    if in_data != text:
-        return Path(os.environ.get("GLMD_DATA", "../shared/data")) / in_data
-    return folder / text  # an absolute path stays what it is
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ def _check(annotation: dict[str, Any], names: dict[int, str], hw: tuple[int, int
             f"{who} has category_id {annotation['category_id']}, but `categories` declares {sorted(names)}."
         )
     x, y, w, h = annotation["bbox"]
-    inside = -EDGE_TOLERANCE <= min(x, y) and x + w <= hw[1] + EDGE_TOLERANCE and y + h <= hw[0] + EDGE_TOLERANCE
+    inside = min(x, y) >= -EDGE_TOLERANCE and x + w <= hw[1] + EDGE_TOLERANCE and y + h <= hw[0] + EDGE_TOLERANCE
     if not (w > 0 and h > 0 and inside):
         raise DatasetError(
             f"{who} has bbox {annotation['bbox']} (x, y, width, height), expected a positive size inside its image "

@@ -61,8 +61,9 @@ def crop_corner(
     top, left = (int(rng.integers(0, r + 1)) for r in room)
     if len(boxes) and rng.random() < 0.8:
         x1, y1, x2, y2 = boxes[rng.integers(len(boxes))]
-        centre = (y1 + y2) / 2 - canvas_hw[0] * rng.uniform(0.1, 0.9), (x1 + x2) / 2 - canvas_hw[1] * rng.uniform(0.1, 0.9)
-        top, left = (int(np.clip(c, 0, r)) for c, r in zip(centre, room, strict=True))
+        place = rng.uniform(0.1, 0.9, 2) * canvas_hw  # where in the crop the object's centre will be
+        wanted = ((y1 + y2) / 2 - place[0], (x1 + x2) / 2 - place[1])
+        top, left = (int(np.clip(c, 0, r)) for c, r in zip(wanted, room, strict=True))
     return left, top
 
 

@@ -22,9 +22,8 @@ def record(boxes: list[list[float]], labels: list[int], ignore: list[list[float]
 
 
 def found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
-    return Detections(
-        np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32), np.asarray(labels, np.int64), NAMES
-    )
+    xyxy = np.asarray(boxes, np.float32).reshape(-1, 4)
+    return Detections(xyxy, np.asarray(scores, np.float32), np.asarray(labels, np.int64), NAMES)
 
 
 A, B, C = [10, 10, 30, 30], [50, 50, 70, 70], [80, 5, 95, 20]

@@ -129,7 +129,8 @@ def test_schedules() -> None:
 
 
 def test_help_imports_no_framework() -> None:
-    code = "import sys, glmd_train.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    call = "import sys, glmd_train.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code = call + "print('torch' in sys.modules)"
     environment = {**os.environ, "COLUMNS": "100"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.stdout.strip().endswith("False") and "fit" in result.stdout

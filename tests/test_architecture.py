@@ -1,0 +1,66 @@
+"""The house keeps its order: docs/architecture.md lists every file, and a file imports only files above it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("glmd_runtime", "glmd_train", "glmd_export")
+FILES = sorted(str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+PICTURE = (ROOT / "docs" / "architecture.md").read_text().splitlines()
+ORDER = [line.split()[0] for line in PICTURE if line.startswith(PACKAGES) and line.split()[0].endswith(".py")]
+
+
+def imported_files(path: str) -> set[str]:
+    """Files of ours that a file imports at run time, at any depth of its code (type-checking imports are free)."""
+    tree = ast.parse((ROOT / path).read_text())
+    free = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            for n in ast.walk(node)}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in free:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    candidates = {n.replace(".", "/") for n in names if n.startswith(PACKAGES)}
+    return {f for c in candidates for f in (f"{c}.py", f"{c}/__init__.py") if f in FILES}
+
+
+def test_the_picture_of_the_house_lists_every_file() -> None:
+    assert sorted(ORDER) == FILES
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_file_imports_only_files_above_it(path: str) -> None:
+    above = set(ORDER[: ORDER.index(path)])
+    # A package's own __init__ stands below its modules, and is what `from package import module` names.
+    packages = {f"{parent}/__init__.py" for parent in Path(path).parents}
+    assert imported_files(path) - above - packages - {path} <= _packages_of(above)
+
+
+def _packages_of(files: set[str]) -> set[str]:
+    return {f"{parent}/__init__.py" for file in files for parent in Path(file).parents}
+
+
+def test_the_runtime_never_names_torch() -> None:
+    for path in FILES:
+        if path.startswith("glmd_runtime"):
+            tree = ast.parse((ROOT / path).read_text())
+            modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+            modules |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+            assert not {m.split(".")[0] for m in modules} & {"torch", "torchvision", "glmd_train", "glmd_export"}, path
+
+
+@pytest.mark.parametrize("module", ["glmd_runtime", "glmd_runtime.cli", "glmd_train.cli", "glmd_export.cli"])
+def test_importing_a_front_door_loads_no_framework(module: str) -> None:
+    heavy = ("torch", "onnxruntime", "openvino", "onnx", "av")
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]", result.stderr
