@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from onnxscript import ir
+from onnxscript import ir, optimizer
 
 from glmd_export.graph import ExportGraph, Stages
 from glmd_export.ops import StandardOps
@@ -17,6 +17,7 @@ from glmd_train.checkpoint import Checkpoint
 
 # The first opset with everything the graph needs; TensorRT 10.3 (JetPack 6), ONNX Runtime and OpenVINO all read it.
 OPSET = 18
+_ANY_SIZE = 2**31
 INPUTS = ("images", "valid_hw")
 OUTPUTS = ("boxes", "scores", "valid")
 
@@ -72,9 +73,12 @@ def _trace(checkpoint: Checkpoint, batch: int) -> ir.Model:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Keep the shipped outputs, and drop the exporter's notes (source lines and paths of this machine)."""
+    """Keep the shipped outputs, fold what is constant, drop the exporter's notes (source lines of this machine)."""
     by_name = {value.name: value for value in model.graph.outputs}
     model.graph.outputs[:] = [by_name[name] for name in OUTPUTS]
+    # The exporter has folded small constants only; the neck's sine code is as large as a feature map.
+    optimizer.fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+    optimizer.remove_unused_nodes(model)
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     for node in model.graph:
         node.metadata_props.clear()
