@@ -8,7 +8,7 @@ OUT ?= out/demo
 export GLMD_DATA ?= ../shared/data
 
 # A clip that no training saw, if the real data is there; else a simulated scene with a seed that no training saw.
-CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_024.mp4)
+CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_037.mp4)
 SOURCE ?= $(if $(CLIP),$(CLIP),sim://ground?seed=20261123&frames=150)
 
 .PHONY: setup demo test lint bench clean

@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import conditions, write
-from glmd_runtime import Detector, preprocess
+from glmd_runtime import Detector, backends, preprocess
+from glmd_runtime.bundle import open_bundle
 from glmd_runtime.video.simulator import snapshot
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.evaluate import torch_predict
-
-BACKENDS = ("openvino", "onnxruntime")
 
 
 def main() -> None:
@@ -61,12 +61,13 @@ def torch_subjects(path: Path, frame: np.ndarray) -> dict[str, Callable[[], Any]
 
 def bundle_subjects(path: Path, threads: int, frame: np.ndarray) -> dict[str, Callable[[], Any]]:
     subjects: dict[str, Callable[[], Any]] = {}
-    for backend in BACKENDS:
-        detector = Detector(path, backend=backend, threads=threads)
-        image, geometry = preprocess(frame, detector.bundle.manifest.preprocess)
-        inputs = {"images": image[None], "valid_hw": np.asarray([geometry.valid_hw], np.float32)}
-        subjects[f"{backend} network"] = lambda run=detector.backend.run, inputs=inputs: run(inputs)
-        subjects[f"{backend} Detector.run"] = lambda run=detector.run: run(frame)
+    bundle = open_bundle(path)
+    image, geometry = preprocess(frame, bundle.manifest.preprocess)
+    inputs = {"images": image[None], "valid_hw": np.asarray([geometry.valid_hw], np.float32)}
+    for name in backends.available():
+        backend = backends.load(name, path / "model.onnx", threads)
+        subjects[f"{name} network"] = partial(backend.run, inputs)
+        subjects[f"{name} Detector.run"] = partial(Detector(path, backend=name, threads=threads).run, frame)
     return subjects
 
 

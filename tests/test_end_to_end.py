@@ -1,0 +1,113 @@
+"""What ships, as a user meets it: the bundle, the commands on simulated and on real thermal video."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from glmd_runtime import Detector, boxes
+from glmd_runtime.bundle import open_bundle
+from glmd_runtime.detections import Detections
+from glmd_runtime.verify import verify_bundle
+from glmd_runtime.video.simulator import parse_sim_uri, simulate
+from tests.conftest import skip_unless
+
+MODELS = Path(__file__).parents[1] / "models"
+BUNDLE = MODELS / "thermal_lite0.glmd"
+# A seed that no training saw.
+SCENE = "sim://ground?seed=20261123&frames=20&fps=5"
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_the_shipped_bundle_gives_its_reference_answers(backend: str) -> None:
+    pytest.importorskip(backend)
+    report = verify_bundle(open_bundle(BUNDLE), backend)
+    assert report.status == "passed", report.to_dict()
+    assert sum(row.metrics.get("detections", 0) for row in report.rows) > 10  # there was something to compare
+
+
+def test_the_bundle_was_made_from_the_shipped_checkpoint() -> None:
+    digest = hashlib.sha256((MODELS / "thermal_lite0.safetensors").read_bytes()).hexdigest()
+    assert open_bundle(BUNDLE).manifest.provenance["checkpoint"]["sha256"] == digest
+
+
+@pytest.mark.parametrize("name", ["thermal_lite0", "thermal_lite0_base"])
+def test_checkpoints_are_small_and_have_a_card(name: str) -> None:
+    assert (MODELS / f"{name}.safetensors").stat().st_size < 12e6
+    card = (MODELS / f"{name}.md").read_text()
+    assert "CC BY 4.0" in card and "## Limits" in card
+
+
+def run(source: str, out: Path, *more: str) -> list[dict]:
+    """glmd-run into `out`; the rows of its JSON lines."""
+    command = [
+        sys.executable, "-c", "import sys; from glmd_runtime.cli import glmd_run_main as m; sys.exit(m())",
+        "--engine", BUNDLE, "--source", source, "--save", out / "clip.mp4", "--json", out / "found.jsonl",
+        "--picture", out / "picture.png", *more,
+    ]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in (out / "found.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("simulated")
+    run(SCENE, out)
+    return out
+
+
+def recall(found: list[np.ndarray], truth: list[np.ndarray], iou: float) -> float:
+    """Part of the true boxes that some found box of their frame overlaps."""
+    hits = [boxes.iou(t, f).max(axis=1, initial=0) >= iou for f, t in zip(found, truth, strict=True)]
+    return float(np.concatenate(hits).mean())
+
+
+def of_class(row: dict, *names: str) -> np.ndarray:
+    return np.asarray([d["xyxy"] for d in row["detections"] if d["name"] in names], np.float32).reshape(-1, 4)
+
+
+def test_people_and_cars_of_a_simulated_scene_are_found(simulated: Path) -> None:
+    rows = [json.loads(line) for line in (simulated / "found.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == list(range(20))
+    names = ("person", "car")
+    truths: list[Detections] = [frame.truth for frame in simulate(parse_sim_uri(SCENE))]
+    wanted = [t[[n in names for n in t.names]].xyxy for t in truths]
+    assert recall([of_class(row, *names) for row in rows], wanted, 0.3) > 0.4
+
+
+def test_the_video_is_what_another_program_reads(simulated: Path) -> None:
+    skip_unless(shutil.which("ffprobe") is not None, "ffprobe", "ffprobe (Debian package ffmpeg) is not installed")
+    command = ["ffprobe", "-v", "error", "-count_frames", "-of", "json", "-show_streams", simulated / "clip.mp4"]
+    (stream,) = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["streams"]
+    assert (stream["codec_name"], stream["nb_read_frames"], stream["avg_frame_rate"]) == ("h264", "20", "5/1")
+    assert cv2.imread(str(simulated / "picture.png")).shape[:2] == (stream["height"], stream["width"])
+
+
+def test_drones_on_a_real_clip_are_found(data: Path, tmp_path: Path) -> None:
+    clips = json.loads((data / "air" / "clips.json").read_text())
+    clip = clips["IR_DRONE_111"]
+    rows = run(str(data / "air" / clip["file_name"]), tmp_path)
+    assert len(rows) == len(clip["boxes_xywh"])
+    found, truth = zip(*[
+        (of_class(row, "uav", "helicopter", "airplane", "bird"), boxes.xywh_to_xyxy(np.asarray([xywh], np.float32)))
+        for row, xywh in zip(rows, clip["boxes_xywh"], strict=True) if xywh
+    ], strict=True)
+    assert recall(list(found), list(truth), 0.3) > 0.5
+
+
+def test_objects_on_real_pictures_from_a_drone_are_found(data: Path) -> None:
+    from glmd_train.data.coco import load_coco
+
+    with Detector(BUNDLE) as detector:
+        records = load_coco(data / "hit_uav" / "val.json", detector.class_names)[::10]
+        found = [detector.run(record.read()).xyxy for record in records]
+    assert recall(found, [record.boxes for record in records], 0.5) > 0.5
