@@ -25,6 +25,7 @@ from glmd_train.model.detector import GLMDNet, build_model
 
 # What a user gets without asking: few false alarms. Evaluation uses its own, lower threshold.
 DEFAULT_SCORE = 0.3
+LOG_EVERY = 20  # iterations
 
 
 def fit(config: TrainConfig, resume: bool = False) -> Path:
@@ -36,8 +37,6 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     last = config.output / "last.pt"
     if last.exists() and not resume:
         raise UsageError(f"{config.output} holds a run already. Continue it with --resume, or choose another output.")
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "config.json").write_text(config.model_dump_json(indent=1))
     fabric = Fabric(
         accelerator=config.accelerator, devices=config.devices, precision=config.precision,
         loggers=TensorBoardLogger(config.output, name="tensorboard", version=""),
@@ -47,6 +46,11 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     names = config.model.class_names
     spec = config.preprocess.spec()
     stream = TrainingStream(config.train, names, spec, config.augment, config.seed, fabric.global_rank)
+    for dataset in config.val:
+        load_coco(dataset.annotations, names, dataset.images)  # a wrong file is an error now, not after the training
+    if fabric.is_global_zero:
+        config.output.mkdir(parents=True, exist_ok=True)
+        (config.output / "config.json").write_text(config.model_dump_json(indent=1))
 
     model = start_model(config).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config)
@@ -80,11 +84,13 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
             optimizer.zero_grad()
 
             bar.update(task, advance=1, description=" ".join(f"{n} {v:.3f}" for n, v in values.items()))
-            if iteration % 20 == 0:
+            done = iteration + 1
+            if not fabric.is_global_zero:
+                continue
+            if iteration % LOG_EVERY == 0:
                 fabric.log_dict({**values, "rate": optimizer.param_groups[0]["lr"]}, step=iteration)
                 log(config.output, {"iteration": iteration, **values})
-            done = iteration + 1
-            if time.monotonic() - saved > 60 * config.checkpoint_minutes and fabric.is_global_zero:
+            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 store(last, model, optimizer, done)
                 save_checkpoint(config.output / "model.safetensors", checkpoint)
                 saved = time.monotonic()
