@@ -20,13 +20,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         options.run(options)
-    except GlmdError as error:
-        print(f"glmd-train: error: {error}", file=sys.stderr)
-        return error.exit_code
+    except (GlmdError, OSError) as error:
+        print(f"glmd-train: error: {one_line(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", GlmdError.exit_code)
     except KeyboardInterrupt:
         print("glmd-train: stopped; continue a fit with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def one_line(error: Exception) -> str:
+    """The message on one line; of an error from a loader process, its last line, without that process's traceback."""
+    text = str(error)
+    if text.startswith("Caught "):  # the form of torch.utils.data
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 def parser() -> argparse.ArgumentParser:

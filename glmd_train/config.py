@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from glmd_runtime.errors import UsageError
 from glmd_runtime.preprocess import PreprocessSpec
@@ -56,9 +56,9 @@ class ModelConfig(_Strict):
 class PreprocessConfig(_Strict):
     """Pixels -> network, see `glmd_runtime.preprocess.PreprocessSpec`; mean and std in intensities 0..255."""
 
-    size_hw: tuple[int, int] = (512, 640)
+    size_hw: tuple[PositiveInt, PositiveInt] = (512, 640)
     mean: tuple[float, ...] = (127.0,)
-    std: tuple[float, ...] = (128.0,)
+    std: tuple[PositiveFloat, ...] = (128.0,)
 
     def spec(self) -> PreprocessSpec:
         return PreprocessSpec(self.size_hw, self.mean, self.std)
@@ -87,13 +87,19 @@ class AugmentConfig(_Strict):
     blur          largest standard deviation of the Gaussian blur, in pixels
     """
 
-    crop_hw: tuple[int, int] | None = None
-    scale: tuple[float, float] = (0.7, 1.5)
+    crop_hw: tuple[PositiveInt, PositiveInt] | None = None
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
     flip: float = Field(0.5, ge=0, le=1)
     polarity: float = Field(0.1, ge=0, le=1)
     contrast: float = Field(0.3, ge=0, lt=1)
     noise: float = Field(6.0, ge=0)
     blur: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> AugmentConfig:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is the smallest and the largest zoom; got {self.scale}")
+        return self
 
 
 class TrainConfig(_Strict):
@@ -116,13 +122,20 @@ class TrainConfig(_Strict):
     steps: tuple[int, ...] = ()
     warmup: int = Field(100, ge=0)
     clip_norm: float = Field(10.0, gt=0)
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
     workers: int = Field(0, ge=0)
     seed: int = 0
     checkpoint_minutes: float = Field(5.0, gt=0)
-    eval_every: int | None = None  # iterations; None evaluates at the end only
+    eval_every: PositiveInt | None = None  # iterations; None evaluates at the end only
+
+    @model_validator(mode="after")
+    def _one_mean_a_channel(self) -> TrainConfig:
+        counts = {self.model.in_channels, len(self.preprocess.mean), len(self.preprocess.std)}
+        if len(counts) > 1:
+            raise ValueError(f"model.in_channels, preprocess.mean and preprocess.std must agree; got {sorted(counts)}")
+        return self
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
@@ -134,7 +147,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
         raise UsageError(f"--config expects a YAML file; {path} does not exist")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold keys and values; got {type(values).__name__}")
@@ -156,14 +169,18 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise UsageError(f"--set {key}: {parent} is not a group of keys")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {key}: {text!r} is not a YAML value.") from error
 
 
 def _resolve(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Make the paths of data sets and start weights absolute, so that a run can be repeated from its own record."""
     for name in ("train", "val"):
-        for dataset in values.get(name) or []:
-            for key in {"annotations", "images"} & set(dataset):
+        sets = values.get(name)
+        for dataset in sets if isinstance(sets, list) else []:
+            for key in {"annotations", "images"} & set(dataset if isinstance(dataset, dict) else ()):
                 dataset[key] = data_path(str(dataset[key]), folder)
     if values.get("weights", "imagenet") not in ("imagenet", "random"):
         values["weights"] = data_path(str(values["weights"]), folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from glmd_runtime.errors import GlmdError, UsageError
+from glmd_runtime.errors import CheckpointError, GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
 from glmd_train.config import TrainConfig
@@ -37,26 +38,25 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     last = config.output / "last.pt"
     if last.exists() and not resume:
         raise UsageError(f"{config.output} holds a run already. Continue it with --resume, or choose another output.")
-    fabric = Fabric(
-        accelerator=config.accelerator, devices=config.devices, precision=config.precision,
-        loggers=TensorBoardLogger(config.output, name="tensorboard", version=""),
-    )
-    fabric.launch()
+    if resume and not last.exists():
+        raise UsageError(f"--resume expects a run in {config.output}; it holds no {last.name}. Start without --resume.")
+    fabric = start_fabric(config)
     fabric.seed_everything(config.seed + fabric.global_rank, verbose=False)
     names = config.model.class_names
     spec = config.preprocess.spec()
     stream = TrainingStream(config.train, names, spec, config.augment, config.seed, fabric.global_rank)
     for dataset in config.val:
         load_coco(dataset.annotations, names, dataset.images)  # a wrong file is an error now, not after the training
-    if fabric.is_global_zero:
-        config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "config.json").write_text(config.model_dump_json(indent=1))
 
     model = start_model(config).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config)
-    first = restore(last, model, optimizer) if resume and last.exists() else 0
     wrapped, optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("losses")
+    # After the set-up, which moves the parameters to their device: the optimizer's state follows them there.
+    first = restore(last, model, optimizer) if last.exists() else 0
+    if fabric.is_global_zero:
+        config.output.mkdir(parents=True, exist_ok=True)
+        (config.output / "config.json").write_text(config.model_dump_json(indent=1))
     stream.start = first
     loader = fabric.setup_dataloaders(training_loader(stream, config.batch_size, config.workers))
     checkpoint = Checkpoint(
@@ -99,9 +99,24 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
 
     if fabric.is_global_zero:
         store(last, model, optimizer, config.iterations)
+        save_checkpoint(config.output / "model.safetensors", checkpoint)
         checkpoint.provenance["scores"] = validate(checkpoint, config, config.iterations)
         return save_checkpoint(config.output / "model.safetensors", checkpoint)
     return config.output / "model.safetensors"
+
+
+def start_fabric(config: TrainConfig) -> Fabric:
+    """Devices, precision and processes as the configuration asks. Raises: UnsupportedError if they are not here."""
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator, devices=config.devices, precision=config.precision,
+            loggers=TensorBoardLogger(config.output, name="tensorboard", version=""),
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError, ModuleNotFoundError) as error:
+        asked = f"accelerator {config.accelerator!r}, devices {config.devices!r}, precision {config.precision!r}"
+        raise UnsupportedError(f"Training cannot start with {asked} here: {error}") from error
+    return fabric
 
 
 def start_model(config: TrainConfig) -> GLMDNet:
@@ -182,11 +197,21 @@ def store(path: Path, model: GLMDNet, optimizer: torch.optim.Optimizer, iteratio
 
 
 def restore(path: Path, model: GLMDNet, optimizer: torch.optim.Optimizer) -> int:
-    """Load what `store` wrote; returns the iteration to go on with."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["iteration"])
+    """Load what `store` wrote; returns the iteration to go on with.
+
+    Raises: CheckpointError if the file is damaged, or is of a run with another model.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["iteration"])
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} does not continue this configuration: expected its own run's state, got {reason!r}. "
+            "Choose another output, or the configuration that began the run."
+        ) from error
 
 
 def progress_bar(shown: bool) -> Progress:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.boxes import xywh_to_xyxy
-from glmd_runtime.errors import DatasetError
+from glmd_runtime.errors import DatasetError, SourceError
+from glmd_runtime.video import sources
 
 # Annotation tools round; a box may stick out of its picture by this much (pixels) and is then cut.
 EDGE_TOLERANCE = 1.0
@@ -31,30 +31,41 @@ class Record:
     ignore: NDArray[np.float32]
 
     def read(self) -> NDArray[Any]:
-        """The picture as a frame: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR."""
-        return read_picture(self.path, self.hw)
+        """The picture as a frame: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR.
 
-
-def read_picture(path: Path, hw: tuple[int, int]) -> NDArray[Any]:
-    """Decode one picture, 8 or 16 bit; raises DatasetError if it is missing, unreadable or of another size."""
-    if not path.is_file():
-        raise DatasetError(f"The annotations name {path}, which does not exist. Is `images` the right folder?")
-    picture = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
-    if picture is None:
-        raise DatasetError(f"{path} is not a picture that OpenCV can read (damaged, or not PNG, JPEG or TIFF).")
-    if picture.shape[:2] != hw:
-        raise DatasetError(f"{path} is {picture.shape[:2]} (height, width) but its annotation file says {hw}.")
-    return picture
+        It is decoded as the device decodes it. Raises: DatasetError if it is unreadable or of another size.
+        """
+        try:
+            picture = sources.read_picture(self.path)
+        except SourceError as error:
+            raise DatasetError(str(error)) from error
+        if picture.shape[:2] != self.hw:
+            raise DatasetError(
+                f"{self.path} is {picture.shape[:2]} (height, width) but its annotation file says {self.hw}."
+            )
+        return picture
 
 
 def load_coco(annotations: Path, class_names: tuple[str, ...], images: Path | None = None) -> list[Record]:
     """Read a COCO file; categories are matched to `class_names` by name, others are left out.
 
     Raises:
-        DatasetError: no such file, not COCO, an undeclared category or image id, a box outside its image or without
-            area, or none of `class_names` among the categories.
+        DatasetError: no such file, not COCO, no picture in it, an undeclared category or image id, a box outside its
+            image or without area, a picture that does not exist, or none of `class_names` among the categories.
     """
     content = _read_json(annotations)
+    try:
+        records = _records(content, class_names, images or annotations.parent, annotations)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{annotations} has a record that is not of COCO's form: {error!r}.") from error
+    if not records:
+        raise DatasetError(f"{annotations} lists no picture; expected at least one in `images`.")
+    return records
+
+
+def _records(
+    content: dict[str, Any], class_names: tuple[str, ...], folder: Path, annotations: Path
+) -> list[Record]:
     names = {c["id"]: c["name"] for c in content["categories"]}
     labels = {i: class_names.index(n) for i, n in names.items() if n in class_names}
     if not labels:
@@ -67,7 +78,6 @@ def load_coco(annotations: Path, class_names: tuple[str, ...], images: Path | No
     sizes = {image["id"]: image for image in content["images"]}
     if unknown := set(by_image) - set(sizes):
         raise DatasetError(f"{annotations}: annotations name image ids {sorted(unknown)[:5]} that `images` lacks.")
-    folder = images or annotations.parent
     return [_record(image, by_image[i], names, labels, folder, annotations) for i, image in sizes.items()]
 
 
@@ -88,7 +98,9 @@ def _record(
     image: dict[str, Any], annotations: list[dict[str, Any]], names: dict[int, str], labels: dict[int, int],
     folder: Path, source: Path,
 ) -> Record:
-    h, w = image["height"], image["width"]
+    h, w, path = image["height"], image["width"], folder / image["file_name"]
+    if not path.is_file():
+        raise DatasetError(f"{source} names {path}, which does not exist. Are the pictures in another folder?")
     for annotation in annotations:
         _check(annotation, names, (h, w), source)
     crowd = [a["bbox"] for a in annotations if a.get("iscrowd")]
@@ -98,7 +110,7 @@ def _record(
         np.clip(xywh_to_xyxy(np.asarray(xywh, np.float32)), 0, limit) for xywh in ([a["bbox"] for a in objects], crowd)
     )
     ids = np.asarray([labels[a["category_id"]] for a in objects], np.int64)
-    return Record(image["id"], folder / image["file_name"], (h, w), boxes, ids, ignore)
+    return Record(image["id"], path, (h, w), boxes, ids, ignore)
 
 
 def _check(annotation: dict[str, Any], names: dict[int, str], hw: tuple[int, int], source: Path) -> None:
@@ -107,6 +119,8 @@ def _check(annotation: dict[str, Any], names: dict[int, str], hw: tuple[int, int
         raise DatasetError(
             f"{who} has category_id {annotation['category_id']}, but `categories` declares {sorted(names)}."
         )
+    if len(annotation["bbox"]) != 4:
+        raise DatasetError(f"{who} has bbox {annotation['bbox']}, expected x, y, width, height.")
     x, y, w, h = annotation["bbox"]
     inside = min(x, y) >= -EDGE_TOLERANCE and x + w <= hw[1] + EDGE_TOLERANCE and y + h <= hw[0] + EDGE_TOLERANCE
     if not (w > 0 and h > 0 and inside):

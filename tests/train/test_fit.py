@@ -11,12 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
-from glmd_runtime.errors import UsageError
+from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.config import TrainConfig, load_config
-from glmd_train.loop import schedule
+from glmd_train.loop import fit, schedule
 
 CONFIGS = Path(__file__).parents[2] / "glmd_train" / "configs"
 
@@ -90,6 +91,12 @@ def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Pa
         ("model.strid=8", "Extra inputs"),
         ("model.class_names=[a, a]", "differ from each other"),
         ("nonsense", "key=value"),
+        ("weights=[", "not a YAML value"),
+        ("model.in_channels=3", "must agree"),
+        ("augment.scale=[1.5, 0.5]", "smallest and the largest"),
+        ("augment.crop_hw=[0, 80]", "augment.crop_hw.0"),
+        ("train=5", "train"),
+        ("preprocess.std=[0]", "preprocess.std.0"),
     ],
 )
 def test_a_wrong_configuration_names_the_key(config: Path, change: str, says: str) -> None:
@@ -105,6 +112,52 @@ def test_a_missing_configuration_and_bad_yaml(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UsageError, match="keys and values"):
         load_config(tmp_path / "list.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_config(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        (["accelerator=cuda"], UnsupportedError, "accelerator 'cuda'"),
+        (["devices=0"], UnsupportedError, "devices 0"),
+    ],
+)
+def test_what_this_machine_lacks_is_said_before_anything_is_written(
+    config: Path, tmp_path: Path, changes: list[str], error: type[Exception], says: str
+) -> None:
+    if "accelerator=cuda" in changes and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(error, match=says):
+        fit(load_config(config, [f"output={tmp_path / 'run'}", *changes]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_wants_its_own_run(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UsageError, match=r"holds no last\.pt"):
+        fit(load_config(config, [f"output={run}"]), resume=True)
+    fit(load_config(config, [f"output={run}", "iterations=1", "val=[]"]))
+    record = (run / "config.json").read_text()
+    with pytest.raises(CheckpointError, match="does not continue this configuration"):
+        fit(load_config(config, [f"output={run}", "model.class_names=[square, other]"]), resume=True)
+    assert (run / "config.json").read_text() == record  # the run's own record is still its own
+    (run / "last.pt").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="does not continue this configuration"):
+        fit(load_config(config, [f"output={run}"]), resume=True)
+
+
+def test_an_error_of_a_loader_process_is_one_line(config: Path, dataset: Path, tmp_path: Path) -> None:
+    labels = json.loads((dataset / "labels.json").read_text())
+    for image in labels["images"]:
+        (tmp_path / image["file_name"]).write_bytes(b"no picture")
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    data = f"train=[{{annotations: {tmp_path / 'labels.json'}}}]"
+    changes = (data, "workers=1", f"output={tmp_path / 'run'}")
+    result = glmd_train("fit", "--config", config, "--set", *changes, check=False)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and "cannot be read as a picture" in last and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
