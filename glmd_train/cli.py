@@ -59,8 +59,7 @@ def run_fit(options: argparse.Namespace) -> None:
     from glmd_train.config import load_config
     from glmd_train.loop import fit
 
-    path = fit(load_config(options.config, options.set), options.resume)
-    print(f"Trained: {path}")
+    fit(load_config(options.config, options.set), options.resume)
 
 
 def run_eval(options: argparse.Namespace) -> None:

@@ -101,7 +101,8 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
         store(last, model, optimizer, config.iterations)
         save_checkpoint(config.output / "model.safetensors", checkpoint)
         checkpoint.provenance["scores"] = validate(checkpoint, config, config.iterations)
-        return save_checkpoint(config.output / "model.safetensors", checkpoint)
+        save_checkpoint(config.output / "model.safetensors", checkpoint)
+    fabric.print(f"Trained: {config.output / 'model.safetensors'}")
     return config.output / "model.safetensors"
 
 
