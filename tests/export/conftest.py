@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +28,10 @@ CLASS_NAMES = ("person", "car", "bison")
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Each library would start a thread a core, and these wait for each other where the cores have other work."""
-    threads = torch.get_num_threads()
+    threads, load = torch.get_num_threads(), backends.load
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "load", partial(backends.load, threads=1))
+        patch.setattr(backends, "load", lambda name, model, threads=None: load(name, model, 1))
         yield
     torch.set_num_threads(threads)
 
@@ -47,7 +46,8 @@ def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = PreprocessSpec(SIZE_HW, mean=(127.0,), std=(60.0,))
     load_imagenet(model.backbone, model.roi_heads.res5, spec.std)
     rpn, predictor = model.rpn, model.roi_heads.predictor
-    for layer, std in ((rpn.objectness, 1.0), (rpn.deltas, 0.1), (predictor.cls_score, 0.1), (predictor.bbox_pred, 0.1)):
+    stds = {rpn.objectness: 1.0, rpn.deltas: 0.1, predictor.cls_score: 0.1, predictor.bbox_pred: 0.1}
+    for layer, std in stds.items():
         nn.init.normal_(layer.weight, std=std)
     for affine in (model.affine_rpn, model.affine_rcnn):
         nn.init.uniform_(affine.weight, 0.5, 1.5)
