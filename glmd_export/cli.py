@@ -127,12 +127,13 @@ def print_report(report: VerifyReport, title: str) -> None:
 
 
 def _check_usage(options: argparse.Namespace, output: Path) -> None:
+    from glmd_runtime.bundle import check_target
+
     if not 1 <= options.batch <= 8:
         raise UsageError(f"--batch must be 1 to 8; got {options.batch}.")
     if output.suffix != ".glmd":
         raise UsageError(f"A bundle's name ends in .glmd; got {output}. Use -o {output.with_suffix('.glmd')}.")
-    if output.exists() and not options.overwrite:
-        raise UsageError(f"{output} exists already. Choose another path with -o, or replace it with --overwrite.")
+    check_target(output, overwrite=options.overwrite)
 
 
 def _provenance(ckpt: Path, training: dict[str, Any]) -> dict[str, Any]:

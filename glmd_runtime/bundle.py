@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.errors import BundleError
+from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
 from glmd_runtime.preprocess import PreprocessSpec
 
@@ -88,7 +89,9 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """Raises BundleError for another schema version, a missing or unknown key, or a malformed value."""
+        """Raises BundleError for no mapping, another schema version, a missing or unknown key, a malformed value."""
+        if not isinstance(values, Mapping):
+            raise BundleError(f"{MANIFEST} must hold a JSON object; got {type(values).__name__}. {_EXPORT_AGAIN}")
         version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise BundleError(
@@ -184,7 +187,7 @@ def open_bundle(path: str | Path) -> Bundle:
     for name in (MANIFEST, SEAL):
         if not (path / name).is_file():
             raise BundleError(f"{path} must hold {MANIFEST} and {SEAL}; {name} is missing. {_EXPORT_AGAIN}")
-    _check_hash(path / MANIFEST, (path / SEAL).read_text().strip())
+    _check_hash(path / MANIFEST, (path / SEAL).read_text("ascii", "backslashreplace").strip())
     try:
         values = json.loads((path / MANIFEST).read_text())
     except ValueError as error:
@@ -203,10 +206,12 @@ def write_bundle(
         path: `name.glmd`; an existing one is refused unless `overwrite`.
         manifest: its `sha256` is filled in here.
         files: file name -> content, or a file to copy; every engine of the manifest must be among them.
-    Raises: BundleError
+    Raises: what `check_target` does, BundleError when a file of an engine is lacking.
     """
     path = Path(path)
-    _check_target(path, manifest, files, overwrite)
+    check_target(path, overwrite=overwrite)
+    if lacking := sorted(set(manifest.engines) - set(files)):
+        raise BundleError(f"Every engine of the manifest must be among the files; {lacking} are not.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         new = Path(scratch) / "new"
@@ -222,6 +227,22 @@ def write_bundle(
     return Bundle(path, written)
 
 
+def check_target(path: Path, *, overwrite: bool = False) -> None:
+    """Whether a bundle can be written to `path`, worth asking before long work.
+
+    Raises: UsageError when it exists and may not be overwritten, or its folder cannot be written to;
+        BundleError when what would be overwritten is no bundle.
+    """
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already. Choose another path, or replace it with --overwrite.")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} is no bundle and will not be replaced by one. Choose another path.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        why = "cannot be written to" if folder.is_dir() else "is a file"
+        raise UsageError(f"A bundle needs a folder that can be written to; {folder} {why}. Choose another path.")
+
+
 def _put_in_place(new: Path, path: Path, old: Path) -> None:
     """Rename `new` to `path`, what was there to `old`; the old one comes back when that fails."""
     if path.exists():
@@ -232,16 +253,6 @@ def _put_in_place(new: Path, path: Path, old: Path) -> None:
         if old.exists():
             old.rename(path)
         raise
-
-
-def _check_target(path: Path, manifest: Manifest, files: Mapping[str, bytes | Path], overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise BundleError(f"{path} exists already. Choose another path, or allow it to be overwritten.")
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise BundleError(f"{path} is no bundle and will not be replaced by one. Choose another path.")
-    lacking = sorted(set(manifest.engines) - set(files))
-    if lacking:
-        raise BundleError(f"Every engine of the manifest must be among the files; {lacking} are not.")
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:

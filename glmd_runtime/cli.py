@@ -18,12 +18,12 @@ from rich import progress as bars
 from rich.console import Console
 from rich.text import Text
 
-from glmd_runtime.backends import BACKENDS
+from glmd_runtime.backends import BACKENDS, INSTALL
 from glmd_runtime.bundle import open_bundle
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
 from glmd_runtime.draw import draw
-from glmd_runtime.errors import GlmdError, ParityError, UsageError
+from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
 from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
 from glmd_runtime.verify import VerifyRow, verify_bundle
 from glmd_runtime.video.frame import Frame
@@ -147,9 +147,15 @@ def _progress() -> bars.Progress:
 def _verify(args: argparse.Namespace) -> None:
     report = verify_bundle(open_bundle(args.bundle), args.backend)
     print(json.dumps(report.to_dict(), indent=2) if args.json else "\n".join(map(_row_line, report.rows)))
-    if report.status == "failed":
-        failed = [f"{row.engine} on {row.backend}, {row.stage}" for row in report.rows if row.status == "failed"]
+    failed = [f"{row.engine} on {row.backend}, {row.stage}" for row in report.rows if row.status == "failed"]
+    if failed:
         raise ParityError(f"{args.bundle} does not give its reference's answers: {'; '.join(failed)}.")
+    if report.status == "failed":
+        reasons = sorted({f"{row.engine} on {row.backend}, {row.reason}" for row in report.rows if row.reason})
+        raise UnsupportedError(
+            f"To be verified, an engine of {args.bundle} must run here; none did: "
+            f"{'; '.join(reasons) or 'no backend reads them'}. Name another backend, or run: {INSTALL}"
+        )
 
 
 def _row_line(row: VerifyRow) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glmd_runtime.bundle import MANIFEST, SEAL, Reference, open_bundle, write_bundle
-from glmd_runtime.errors import BundleError
+from glmd_export import cli as export_cli
+from glmd_runtime.bundle import MANIFEST, SEAL, Reference, check_target, open_bundle, write_bundle
+from glmd_runtime.errors import BundleError, UsageError
 from tests import tiny
 
 
@@ -103,6 +104,21 @@ def test_not_json(own_bundle: Path) -> None:
         open_bundle(own_bundle)
 
 
+@pytest.mark.parametrize("values", [[], "bundle", 1, None])
+def test_no_json_object(own_bundle: Path, values: Any) -> None:
+    text = json.dumps(values)
+    (own_bundle / MANIFEST).write_text(text)
+    (own_bundle / SEAL).write_text(hashlib.sha256(text.encode()).hexdigest())
+    with pytest.raises(BundleError, match=f"must hold a JSON object; got {type(values).__name__}.*again"):
+        open_bundle(own_bundle)
+
+
+def test_a_binary_seal(own_bundle: Path) -> None:
+    (own_bundle / SEAL).write_bytes(bytes(range(128, 256)))
+    with pytest.raises(BundleError, match=f"{MANIFEST} was altered"):
+        open_bundle(own_bundle)
+
+
 def test_not_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "file.glmd").write_text("")
     for path, message in [("nothing.glmd", "is nothing"), ("file.glmd", "is a file"), (".", f"must hold {MANIFEST}")]:
@@ -112,7 +128,7 @@ def test_not_a_bundle(tmp_path: Path) -> None:
 
 def test_an_existing_path_is_kept_unless_told_otherwise(own_bundle: Path) -> None:
     before = (own_bundle / MANIFEST).read_bytes()
-    with pytest.raises(BundleError, match="exists already"):
+    with pytest.raises(UsageError, match="exists already"):
         tiny.bundle(own_bundle, batch=2)
     assert (own_bundle / MANIFEST).read_bytes() == before
     assert tiny.bundle(own_bundle, batch=2, overwrite=True).manifest.graph.batch == 2
@@ -124,6 +140,26 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is no bundle"):
         tiny.bundle(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_target_can_be_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_target(tmp_path / "not" / "yet" / "new.glmd")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BundleError, match="is no bundle"):
+        check_target(tmp_path, overwrite=True)
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UsageError, match="notes is a file"):
+        check_target(tmp_path / "notes" / "new.glmd")
+    monkeypatch.setattr("os.access", lambda *_: False)  # for root, every folder is writable
+    with pytest.raises(UsageError, match="cannot be written to"):
+        check_target(tmp_path / "new.glmd")
+
+
+def test_the_exporter_checks_its_target_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos.glmd").mkdir()
+    output = str(tmp_path / "photos.glmd")
+    assert export_cli.main(["--ckpt", "absent.safetensors", "-o", output, "--overwrite"]) == 1
+    assert "is no bundle" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

@@ -155,6 +155,17 @@ def test_verify_exits_with_3_on_another_answer(tmp_path: Path) -> None:
     assert done.stderr.startswith("glmd-verify: error: ") and "score_error" in done.stdout
 
 
+def test_verify_exits_with_5_when_no_engine_can_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"model.onnx": tiny.model(), "reference.npz": tiny.reference().to_bytes()}
+    manifest = replace(tiny.manifest(), engines={"model.onnx": "int3"})
+    path = write_bundle(tmp_path / "t.glmd", manifest, files).path
+    code, said, error = call_here("verify", path, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 5 and "not_run" in said
+    assert "no tolerance is defined for int3" in error and "pip install" in error
+
+
 def test_verify_refuses_an_altered_bundle(
     own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,8 +185,9 @@ def test_a_precision_without_tolerance_is_not_run(tmp_path: Path) -> None:
     skip_unless(bool(backends.available()), "onnxruntime", "no inference library is installed")
     files = {"model.onnx": tiny.model(), "reference.npz": tiny.reference().to_bytes()}
     manifest = replace(tiny.manifest(), engines={"model.onnx": "int3"})
-    rows = verify_bundle(write_bundle(tmp_path / "t.glmd", manifest, files)).rows
-    assert {row.status for row in rows if row.stage != "preprocess"} == {"not_run"}
+    report = verify_bundle(write_bundle(tmp_path / "t.glmd", manifest, files))
+    assert {row.status for row in report.rows if row.stage != "preprocess"} == {"not_run"}
+    assert report.status == "failed"
 
 
 def test_no_backend_is_no_verification(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,4 +202,6 @@ def test_not_run_is_never_green() -> None:
     row = VerifyRow("model.onnx", "openvino", "fp32", "raw", "not_run")
     assert VerifyReport(()).status == VerifyReport((row,)).status == "failed"
     assert VerifyReport((row, replace(row, status="passed"))).status == "passed"
+    preprocess = replace(row, engine="preprocess", stage="preprocess", status="passed")
+    assert VerifyReport((preprocess,)).status == VerifyReport((preprocess, row)).status == "failed"
     assert VerifyReport((replace(row, status="failed"), replace(row, status="passed"))).status == "failed"
