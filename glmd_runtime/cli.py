@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -27,6 +28,7 @@ from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageE
 from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
 from glmd_runtime.verify import VerifyRow, verify_bundle
 from glmd_runtime.video.frame import Frame
+from glmd_runtime.video.simulator import parse_sim_uri
 from glmd_runtime.video.sources import open_source
 
 
@@ -45,6 +47,7 @@ def _main(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace
     try:
         command(parser.parse_args())
     except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped; unfinished outputs were discarded", file=sys.stderr)
         sys.exit(130)
     except (GlmdError, OSError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -123,14 +126,27 @@ def _run(args: argparse.Namespace) -> None:
 def _checked_outputs(args: argparse.Namespace) -> list[Path]:
     """The output paths, after the checks that need no work to have been done."""
     outputs = [path for path in (args.save, args.json, args.picture) if path is not None]
-    inputs = {Path(args.source).resolve(), args.engine.resolve()}
     resolved = [path.resolve() for path in outputs]
-    for path in resolved:
-        if path in inputs or resolved.count(path) > 1:
-            raise UsageError(f"Every output needs a name of its own; {path} is given twice, or is an input.")
+    if len(set(resolved)) < len(resolved):
+        raise UsageError(f"Every output needs a name of its own; got {', '.join(map(str, outputs))}.")
+    bundle = args.engine.parent if args.engine.is_file() else args.engine
+    for path, given in product(resolved, (Path(args.source), bundle)):
+        if path.is_relative_to(given.resolve()):
+            raise UsageError(f"An output must be outside the source and the bundle; got {path}. Choose another path.")
+    _check_endings(args)
+    if outputs and args.source.startswith("sim://") and parse_sim_uri(args.source).frames == 0:
+        raise UsageError(f"An output needs a source that ends; {args.source} never does. Give it frames=N.")
+    return outputs
+
+
+def _check_endings(args: argparse.Namespace) -> None:
+    """So that no output replaces a file of another kind."""
+    if args.save and args.save.suffix.lower() != ".mp4":
+        raise UsageError(f"--save must end in .mp4; got {args.save}.")
+    if args.json and args.json.suffix.lower() not in (".jsonl", ".json"):
+        raise UsageError(f"--json must end in .jsonl or .json; got {args.json}.")
     if args.picture and not cv2.haveImageWriter(str(args.picture)):
         raise UsageError(f"--picture must end in .png, .jpg or the like; got {args.picture}.")
-    return outputs
 
 
 class _Rate(bars.ProgressColumn):

@@ -12,7 +12,7 @@ import numpy as np
 from glmd_runtime import backends
 from glmd_runtime.bundle import Bundle, open_bundle
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import BundleError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import preprocess
 from glmd_runtime.verify import VerifyReport
@@ -89,7 +89,7 @@ class Detector:
         """Every frame of a source with its detections.
 
         Args: source, a video, picture, directory or "sim://..."; or any iterable of Frames.
-        Raises: SourceError when it cannot be opened or read.
+        Raises: SourceError when it cannot be opened or read, UsageError for a wrong sim:// address.
         """
         if not isinstance(source, str | Path):
             for frame in source:
@@ -155,4 +155,10 @@ def _as_numpy(frame: Any) -> Any:
     """A numpy view of an array that speaks DLPack; anything else is left for `preprocess` to judge."""
     if isinstance(frame, np.ndarray) or not hasattr(frame, "__dlpack__"):
         return frame
-    return np.from_dlpack(frame)
+    try:
+        return np.from_dlpack(frame)
+    except Exception as error:  # each library has its own kinds of error, and they share no base
+        raise FrameError(
+            f"A frame must be an array in host memory, without gradient; got {type(frame).__name__}: {error}. "
+            "Pass a copy that is; of a torch tensor, frame.detach().cpu()."
+        ) from error

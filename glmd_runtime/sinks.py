@@ -22,12 +22,22 @@ from glmd_runtime.video.sources import import_av
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`; renamed to it when the block ends well, removed when it does not."""
+    """An empty temporary file beside `path`; renamed to it when the block ends well, removed when it does not.
+
+    Raises: UsageError when there can be no file.
+    """
     path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"An output must be a file; {path} is a directory.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.is_dir():
+            raise UsageError(f"An output must be a file; {path} is a directory. Choose another path.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise UsageError(
+            f"An output's folder must exist, or be possible to make, and be writable; {path}: {error.strerror}. "
+            "Choose another path."
+        ) from error
     try:
         yield partial
         partial.replace(path)

@@ -49,13 +49,16 @@ def load(name: str, model: Path, threads: int | None = None) -> Backend:
     """Load an engine file.
 
     Args: name of a backend; model, an .onnx or .xml file; threads, None for the library's own choice.
-    Raises: UsageError for an unknown name or a wrong number, UnsupportedError when the library is not installed,
-        BundleError when the library cannot read the file.
+    Raises: UsageError for an unknown name or a wrong number, UnsupportedError when the library is not installed or
+        broken, BundleError when the library cannot read the file.
     """
     require(name)
     if threads is not None and threads < 1:
         raise UsageError(f"The number of threads must be at least 1; got {threads}.")
-    backend_class = getattr(import_module(f"glmd_runtime.backends.{name}"), BACKENDS[name].class_name)
+    try:
+        backend_class = getattr(import_module(f"glmd_runtime.backends.{name}"), BACKENDS[name].class_name)
+    except Exception as error:  # whatever a broken library does when it is imported
+        raise UnsupportedError(f"{name} is installed but cannot be imported: {error}. Run: {INSTALL}") from error
     try:
         backend: Backend = backend_class(model, threads)
     except Exception as error:  # each library has its own kinds of error, and they share no base

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.boxes import clip
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import SourceError
+from glmd_runtime.errors import UsageError
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.sim_actors import PAN, Actor, populate
 from glmd_runtime.video.sim_objects import SOLID, Array, Rng, Sprite
@@ -62,23 +62,23 @@ class SceneSpec:
         }
         for expected, holds in limits.items():
             if not holds:
-                raise SourceError(f"the simulator expects {expected}; got {self}; change that value")
+                raise UsageError(f"the simulator expects {expected}; got {self}; change that value")
 
 
 def parse_sim_uri(uri: str) -> SceneSpec:
     """`sim://SCENE?seed=7&frames=90&size=WIDTHxHEIGHT&fps=30&objects=12`; each key may be left out."""
     parts = urlsplit(uri)
     if parts.scheme != "sim" or parts.netloc not in SCENE_SIZES or parts.path not in ("", "/"):
-        raise SourceError(f"expected sim://{' or sim://'.join(SCENE_SIZES)}; got {uri!r}; try sim://ground?seed=7")
+        raise UsageError(f"expected sim://{' or sim://'.join(SCENE_SIZES)}; got {uri!r}; try sim://ground?seed=7")
     values: dict[str, Any] = {"scene": parts.netloc, "size_hw": SCENE_SIZES[parts.netloc]}
     for key, text in parse_qsl(parts.query, keep_blank_values=True):
         if key not in _KEYS:
-            raise SourceError(f"expected the keys {', '.join(_KEYS)}; got {key!r} in {uri!r}; correct or remove it")
+            raise UsageError(f"expected the keys {', '.join(_KEYS)}; got {key!r} in {uri!r}; correct or remove it")
         field, read, example = _KEYS[key]
         try:
             values[field] = read(text)
         except ValueError:
-            raise SourceError(f"expected {key} like {key}={example}; got {key}={text} in {uri!r}; correct it") from None
+            raise UsageError(f"expected {key} like {key}={example}; got {key}={text} in {uri!r}; correct it") from None
     return SceneSpec(**values)
 
 

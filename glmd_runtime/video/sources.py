@@ -57,8 +57,8 @@ class Source:
 def open_source(uri: str | Path) -> Source:
     """Open a video, a picture, a directory (one clip of its pictures, in name order) or `sim://SCENE?seed=7`.
 
-    Raises: SourceError when there is nothing there, or nothing readable. A picture or packet further on that cannot
-    be read raises it when its turn comes.
+    Raises: SourceError when there is nothing there, or nothing readable; UsageError for a wrong sim:// address. A
+    picture or packet further on that cannot be read raises SourceError when its turn comes.
     """
     if str(uri).startswith("sim://"):
         return _simulation(str(uri))

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
+from tests.conftest import skip_unless
+
+
+@pytest.fixture
+def pyav() -> None:
+    """For tests that read or write video."""
+    skip_unless(find_spec("av") is not None, "av", "PyAV is not installed")
 
 
 @pytest.fixture(scope="session")

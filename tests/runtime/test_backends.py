@@ -65,6 +65,19 @@ def test_a_damaged_model(name: str, tmp_path: Path) -> None:
         backends.load(name, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("cause", [ImportError, OSError, AttributeError])
+def test_a_library_that_breaks_at_import(
+    cause: type[Exception], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: str) -> None:
+        raise cause("libstdc++.so.6 is too old")
+
+    monkeypatch.setattr(backends, "available", lambda: ["openvino"])
+    monkeypatch.setattr(backends, "import_module", broken)
+    with pytest.raises(UnsupportedError, match=r"openvino is installed but .* is too old.*pip install"):
+        backends.load("openvino", tiny_bundle / "model.onnx")
+
+
 @pytest.mark.parametrize("n", [1, 3, 4, 7])
 def test_a_short_batch_is_padded(n: int) -> None:
     class Echo:

@@ -25,9 +25,8 @@ CLIP = "sim://air?seed=3&frames=3&size=80x64"
 
 
 @pytest.fixture(autouse=True)
-def _installed() -> None:
+def _installed(pyav: None) -> None:
     skip_unless(bool(backends.available()), "onnxruntime", "no inference library is installed")
-    pytest.importorskip("av")
 
 
 def command(name: str, *args: object) -> list[str]:
@@ -78,16 +77,25 @@ def test_frames_without_detections_are_lines_too(tiny_bundle: Path, tmp_path: Pa
     ("args", "code", "message"),
     [
         (["--source", "absent.mp4"], 1, "absent.mp4 does not exist"),
-        (["--source", "sim://moon"], 1, "sim://moon"),
+        (["--source", "sim://moon"], 2, "sim://moon"),
+        (["--source", "sim://air?sed=3"], 2, "got 'sed'"),
+        (["--source", "sim://air?frames=0", "--json", "{tmp}/o.jsonl"], 2, "frames=N"),
+        (["--source", "sim://air?frames=0", "--picture", "{tmp}/o.png"], 2, "frames=N"),
         (["--source", CLIP, "--engine", "absent.glmd"], 1, "absent.glmd is nothing"),
         (["--source", CLIP, "--score", "7"], 2, "score_threshold must be in 0..1; got 7.0"),
         (["--source", CLIP, "--threads", "0"], 2, "at least 1; got 0"),
         (["--source", CLIP, "--backend", "abacus"], 2, "invalid choice: 'abacus'"),
         (["--source", CLIP, "--picture", "{tmp}/out.xyz"], 2, "--picture must end in .png"),
-        (["--source", CLIP, "--save", "{tmp}/out.avi"], 2, "must end in .mp4"),
-        (["--source", CLIP, "--save", "{tmp}/a", "--json", "{tmp}/a"], 2, "a name of its own"),
-        (["--source", "{tmp}/in.png", "--picture", "{tmp}/in.png"], 2, "or is an input"),
-        (["--source", "{tmp}/in.png", "--json", "{tmp}/in.png/out.jsonl"], 1, "in.png"),
+        (["--source", CLIP, "--save", "{tmp}/out.avi"], 2, "--save must end in .mp4"),
+        (["--source", CLIP, "--json", "{tmp}/other.mp4"], 2, "--json must end in .jsonl or .json"),
+        (["--source", CLIP, "--save", "{tmp}/a.mp4", "--json", "{tmp}/a.mp4"], 2, "a name of its own"),
+        (["--source", "{tmp}/in.png", "--picture", "{tmp}/in.png"], 2, "outside the source and the bundle; "),
+        (["--source", "{tmp}", "--picture", "{tmp}/in.png"], 2, "outside the source and the bundle; "),
+        (["--source", "{tmp}", "--json", "{tmp}/new/out.json"], 2, "outside the source and the bundle; "),
+        (["--source", CLIP, "--engine", "{bundle}", "--json", "{bundle}/verify.json"], 2, "and the bundle"),
+        (["--source", CLIP, "--engine", "{bundle}/model.onnx", "--json", "{bundle}/verify.json"], 2, "and the bundle"),
+        (["--source", CLIP, "--json", "{tmp}/in.png/out.jsonl"], 2, "Choose another path"),
+        (["--source", CLIP, "--json", "/proc/nothing/out.jsonl"], 2, "Choose another path"),
         ([], 2, "--source"),
     ],
 )
@@ -102,7 +110,7 @@ def test_errors_are_one_line_and_an_exit_code(
 ) -> None:
     cv2.imwrite(str(tmp_path / "in.png"), np.zeros((8, 8), np.uint8))
     before = (tmp_path / "in.png").read_bytes()
-    given = [arg.format(tmp=tmp_path) for arg in args]
+    given = [arg.format(tmp=tmp_path, bundle=tiny_bundle) for arg in args]
     came, _, said = call_here("run", "--engine", tiny_bundle, *given, monkeypatch=monkeypatch, capsys=capsys)
     last = said.strip().splitlines()[-1]
     assert came == code and last.startswith("glmd-run: error: ") and message in last
@@ -123,16 +131,17 @@ def test_a_failure_halfway_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> 
 
 def test_interrupt_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    endless = command(
-        "run", "--engine", tiny_bundle, "--source", "sim://air?frames=0&size=80x64", "--json", out / "o.jsonl"
+    long = command(
+        "run", "--engine", tiny_bundle, "--source", "sim://air?frames=1000000&size=80x64", "--json", out / "o.jsonl"
     )
-    with subprocess.Popen(endless, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(long, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True) as process:
         while process.poll() is None and not (out.exists() and list(out.iterdir())):
             sleep(0.05)
         sleep(0.2)
         os.kill(process.pid, signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in error
+    assert error.endswith(b"glmd-run: stopped; unfinished outputs were discarded\n")
     assert list(out.iterdir()) == []
 
 

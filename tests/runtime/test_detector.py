@@ -84,6 +84,20 @@ def test_dlpack(tiny_bundle: Path, installed: str) -> None:
         check(detector.run(Elsewhere(tiny.frames()[0])), expected(tiny.frames()[0]))
 
 
+@pytest.mark.parametrize("cause", [BufferError, RuntimeError, TypeError])
+def test_dlpack_that_numpy_cannot_read(cause: type[Exception], tiny_bundle: Path) -> None:
+    class OnTheDevice:
+        def __dlpack__(self, **_: Any) -> Any:
+            raise cause("the tensor requires grad")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+    detector = Detector(tiny_bundle, backend=FakeBackend(tiny.graph_spec(), [[]]))
+    with pytest.raises(FrameError, match=r"got OnTheDevice: .*\.detach\(\)\.cpu\(\)"):
+        detector.run(OnTheDevice())
+
+
 def test_auto_takes_the_fastest_that_passed(tmp_path: Path, installed: str) -> None:
     name = backends.available()[-1]
     rows = [replace(row, status="passed" if row.backend == name else "failed") for row in tiny.report().rows]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmd_runtime.boxes import clip
-from glmd_runtime.errors import SourceError
+from glmd_runtime.errors import UsageError
 from glmd_runtime.video.sim_actors import PAN, Actor
 from glmd_runtime.video.sim_objects import SOLID, Limb, Part
 from glmd_runtime.video.simulator import CLASS_NAMES, SCENE_SIZES, Scene, SceneSpec, parse_sim_uri, simulate, snapshot
@@ -51,7 +51,7 @@ def test_a_uri_says_the_scene(uri: str, spec: SceneSpec) -> None:
     ],
 )
 def test_a_wrong_uri_says_what_was_expected(uri: str, message: str) -> None:
-    with pytest.raises(SourceError) as error:
+    with pytest.raises(UsageError) as error:
         parse_sim_uri(uri)
     assert message in str(error.value)
 
@@ -149,7 +149,7 @@ def test_boxes_move_with_the_camera(scene: str) -> None:
 
 
 def test_an_unknown_scene_is_named() -> None:
-    with pytest.raises(SourceError, match="one of the scenes ground, air; got"):
+    with pytest.raises(UsageError, match="one of the scenes ground, air; got"):
         snapshot("moon", 1)
 
 

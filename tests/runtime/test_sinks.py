@@ -15,6 +15,7 @@ from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.sources import open_source
 
+needs_av = pytest.mark.usefixtures("pyav")
 NAMES = ("person",)
 EMPTY = Detections.empty(NAMES)
 ONE = Detections(np.array([[1, 2, 3, 4]]), np.array([0.5]), np.array([0]), NAMES)
@@ -35,9 +36,9 @@ def test_one_line_a_frame_empty_ones_too(tmp_path: Path) -> None:
     assert lines[1]["detections"] == [{"name": "person", "class_id": 0, "score": 0.5, "xyxy": [1.0, 2.0, 3.0, 4.0]}]
 
 
+@needs_av
 @pytest.mark.parametrize("hw", [(64, 80), (65, 81)])
 def test_a_video_is_read_back(hw: tuple[int, int], tmp_path: Path) -> None:
-    pytest.importorskip("av")
     path = tmp_path / "out.mp4"
     with Mp4Sink(path, fps=29.97) as sink:
         for value in (0, 100, 200):
@@ -50,8 +51,8 @@ def test_a_video_is_read_back(hw: tuple[int, int], tmp_path: Path) -> None:
     assert [round(f.mean(), -1) for f in frames] == [0, 100, 200]
 
 
+@needs_av
 def test_a_video_of_changing_size_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("av")
     with (
         pytest.raises(FrameError, match=r"one size, \(64, 64\); got \(64, 32\)"),
         Mp4Sink(tmp_path / "o.mp4", 30) as sink,
@@ -61,16 +62,16 @@ def test_a_video_of_changing_size_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_av
 def test_a_video_without_pictures_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("av")
     with pytest.raises(FrameError, match="at least one picture"), Mp4Sink(tmp_path / "o.mp4", 30):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_av
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_run_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
-    pytest.importorskip("av")
     for name in ("o.mp4", "o.jsonl"):
         (tmp_path / name).write_text("from yesterday")
     with pytest.raises(error), Mp4Sink(tmp_path / "o.mp4", 30) as video, JsonlSink(tmp_path / "o.jsonl") as lines:
@@ -94,3 +95,12 @@ def test_wrong_names(tmp_path: Path) -> None:
             save_picture(tmp_path / name, np.zeros((4, 4), np.uint8))
     with pytest.raises(GlmdError, match="is a directory"), JsonlSink(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", ["notes/o.jsonl", "notes/new/o.jsonl", "/proc/nothing/o.jsonl", f"{'o' * 300}.jsonl"])
+def test_a_folder_that_takes_no_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    expected = r"folder must exist, or be possible to make, and be writable; .*jsonl: .*\. Choose another path"
+    with pytest.raises(UsageError, match=expected), JsonlSink(tmp_path / name):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
