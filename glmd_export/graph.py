@@ -57,6 +57,8 @@ class ExportGraph(nn.Module):
         """images (B, C, H, W) float32 as `preprocess` makes them; valid_hw (B, 2) float32 pixels, height and width."""
         trunk = self.backbone(images)
         neck = self.neck(trunk)
+        if neck is trunk:  # a model with neither CM nor LR: two stages need two tensors to be named
+            neck = trunk.clone()
         edges = valid_hw.index_select(1, self.whwh)[:, None]  # (B, 1, 4)
         objectness, deltas = self.rpn.head(self.affine_rpn(neck))
         proposals, valid = self.propose(objectness, deltas, edges)

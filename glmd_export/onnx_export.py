@@ -73,12 +73,15 @@ def _trace(checkpoint: Checkpoint, batch: int) -> ir.Model:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Keep the shipped outputs, fold what is constant, drop the exporter's notes (source lines of this machine)."""
-    by_name = {value.name: value for value in model.graph.outputs}
-    model.graph.outputs[:] = [by_name[name] for name in OUTPUTS]
+    """Fold what is constant, keep the shipped outputs, drop the exporter's notes (source lines of this machine)."""
     # The exporter has folded small constants only; the neck's sine code is as large as a feature map.
     optimizer.fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
     optimizer.remove_unused_nodes(model)
+    for node in model.graph:
+        if node.op_type == "Identity":
+            _read_behind(node)
+    by_name = {value.name: value for value in model.graph.outputs}
+    model.graph.outputs[:] = [by_name[name] for name in OUTPUTS]
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     for node in model.graph:
         node.metadata_props.clear()
@@ -87,3 +90,13 @@ def _tidy(model: ir.Model) -> None:
     for value in values:
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
+
+
+def _read_behind(identity: ir.Node) -> None:
+    """Let the rest of the graph read an Identity's output, which the optimiser had it read around.
+
+    The one Identity there can be is the neck of a model that has none: a cut at `neck` then still separates stages.
+    """
+    for node, index in tuple(identity.inputs[0].uses()):
+        if node is not identity:
+            node.replace_input_with(index, identity.outputs[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,24 +37,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def draw_checkpoint(**changes: Any) -> Checkpoint:
     """ImageNet's trunk, the rest random, drawn so that scores and boxes differ: what `build_model` draws gives near
     ties, which no engine must break as PyTorch does."""
     torch.manual_seed(0)
-    config = ModelConfig(class_names=CLASS_NAMES, proposals=24, pre_nms_topk=200, anchor_sizes=(16.0, 48.0))
-    model = build_model(config)
-    spec = PreprocessSpec(SIZE_HW, mean=(127.0,), std=(60.0,))
+    values = {"proposals": 24, "pre_nms_topk": 200, "anchor_sizes": (16.0, 48.0), **changes}
+    config = ModelConfig(class_names=CLASS_NAMES, **values)
+    model = build_model(config).eval()
+    spec = PreprocessSpec(SIZE_HW, mean=(127.0,) * config.in_channels, std=(60.0,) * config.in_channels)
     load_imagenet(model.backbone, model.roi_heads.res5, spec.std)
     rpn, predictor = model.rpn, model.roi_heads.predictor
-    stds = {rpn.objectness: 1.0, rpn.deltas: 0.1, predictor.cls_score: 0.1, predictor.bbox_pred: 0.1}
-    for layer, std in stds.items():
-        nn.init.normal_(layer.weight, std=std)
+    nn.init.normal_(rpn.objectness.weight, std=1.0)
+    for layer in (rpn.deltas, predictor.cls_score, predictor.bbox_pred):
+        nn.init.normal_(layer.weight, std=0.1)
     for affine in (model.affine_rpn, model.affine_rcnn):
         nn.init.uniform_(affine.weight, 0.5, 1.5)
         nn.init.normal_(affine.bias, std=0.1)
-    checkpoint = Checkpoint(model, config, spec, PostprocessSpec((0.3,) * len(CLASS_NAMES)), {"data": "none"})
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny_model.safetensors", checkpoint)
+    return Checkpoint(model, config, spec, PostprocessSpec((0.3,) * len(CLASS_NAMES)), {"data": "none"})
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny_model.safetensors", draw_checkpoint())
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from glmd_export.onnx_export import export_onnx
 from glmd_export.parity import STAGES, compare, reference_frames
 from glmd_runtime import backends
 from glmd_runtime.verify import ENGINE_STAGES
 from glmd_train.checkpoint import Checkpoint
-from tests.export.conftest import seal
+from tests.export.conftest import draw_checkpoint, seal
 
 Frames = tuple[np.ndarray, ...]
 NAMES = [stage.name for stage in STAGES]
@@ -29,6 +30,13 @@ def test_an_honest_export_passes(
     for name in backends.available():
         assert [r.stage for r in report.rows if r.backend == name] == [*NAMES, *ENGINE_STAGES]
         assert report.passed("model.onnx", name)
+
+
+def test_a_model_with_half_of_its_parts_passes(frames: Frames, tmp_path: Path) -> None:
+    bare = draw_checkpoint(stride=16, in_channels=3, cm=False, lr=False, crd=False)
+    model = export_onnx(bare, tmp_path / "model.onnx")
+    report = compare(seal(tmp_path, bare, model), bare, frames)
+    assert [row for row in report.rows if row.status == "failed"] == []
 
 
 def spoil(model: Path, folder: Path, stage: str) -> Path:
