@@ -44,7 +44,7 @@ def main() -> None:
         models = {n: export_onnx(with_proposals(checkpoint, n), Path(scratch) / f"{n}.onnx") for n in given.proposals}
         engines = {n: backends.load(BACKEND, path, given.threads) for n, path in models.items()}
         inputs = network_inputs(snapshot("ground", 5).image, checkpoint)
-        times = measure({str(n): lambda run=engine.run: run(inputs) for n, engine in engines.items()}, rounds=30)
+        times = measure({str(n): lambda run=engine.run: run(inputs) for n, engine in engines.items()}, rounds=15)
         scores = {
             n: {name: evaluate(predictor(engine, checkpoint), records, checkpoint.class_names).to_dict()["mean"]
                 for name, records in sets.items()}

@@ -20,7 +20,7 @@ from glmd_runtime.video.simulator import snapshot
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 # Seeds far from those of any training or reference frame.
-SCENES = (("ground", 930_005), ("ground", 930_011), ("air", 930_002), ("air", 930_003))
+SCENES = (("ground", 930_025), ("ground", 930_024), ("air", 930_031), ("air", 930_030))
 TILE_WH = (800, 640)
 
 
