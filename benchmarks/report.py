@@ -55,6 +55,7 @@ def latency_plot(result: Path, out: Path) -> Path:
     figure, axes = plt.subplots(figsize=(7, 0.5 * len(names) + 1.2), layout="constrained")
     bars = axes.barh(names, medians, color=["#888" if "pytorch" in name else "#d9622b" for name in names])
     axes.bar_label(bars, fmt=" %.0f ms")
+    axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.set_xlabel(f"median ms a frame, {report['frame_hw'][1]}x{report['frame_hw'][0]}, {report['threads']} threads, "
                     f"fp32, batch 1\n{report['device']}")
