@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
     failed = [f"{row.stage} on {row.backend} ({row.reason})" for row in report.rows if row.status == "failed"]
     if failed:
         raise ParityError(f"{output} was not written, its answers are not the checkpoint's: {'; '.join(failed)}")
+    print(f"Written: {output}", file=sys.stderr)
 
 
 def export_bundle(
