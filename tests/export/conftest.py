@@ -26,7 +26,7 @@ SIZE_HW = (128, 160)
 CLASS_NAMES = ("person", "car", "bison")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
     """Each library would start a thread a core, and these wait for each other where the cores have other work."""
     threads, load = torch.get_num_threads(), backends.load
