@@ -19,7 +19,7 @@ class OpenVinoBackend:
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(threads)
         compiled = openvino.Core().compile_model(model, "CPU", config)
-        self._outputs = {output.any_name: output for output in compiled.outputs}
+        self._outputs = {name: output for output in compiled.outputs for name in output.names}
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
 

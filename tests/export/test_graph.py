@@ -19,13 +19,13 @@ from glmd_runtime.backends import run_padded
 from glmd_runtime.bundle import Reference
 from glmd_runtime.errors import UnsupportedError
 from glmd_train.checkpoint import Checkpoint
+from tests.conftest import skip_unless
 
 BACKENDS = pytest.mark.parametrize("name", backends.BACKENDS)
 
 
 def load(name: str, model: Path) -> backends.Backend:
-    if name not in backends.available():
-        pytest.skip(f"{name} is not installed")
+    skip_unless(name in backends.available(), name, f"{name} is not installed")
     return backends.load(name, model)
 
 

@@ -18,6 +18,7 @@ from glmd_export.onnx_export import OPSET
 from glmd_export.ops import StandardOps
 from glmd_runtime import backends
 from tests import reference
+from tests.conftest import skip_unless
 
 Run = Callable[..., list[np.ndarray]]
 RUNNERS = ("torch", *backends.BACKENDS)
@@ -59,8 +60,7 @@ def runners(folder: Path, module: nn.Module, **inputs: tuple[int, ...]) -> dict[
 
 
 def pick(functions: dict[str, Run], name: str) -> Run:
-    if name not in functions:
-        pytest.skip(f"{name} is not installed")
+    skip_unless(name in functions, name, f"{name} is not installed")
     return functions[name]
 
 
