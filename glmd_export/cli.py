@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
+from glmd_train.cli import missing_library
 
 if TYPE_CHECKING:
     from glmd_runtime.verify import VerifyReport
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (GlmdError, OSError) as error:
         print(f"glmd-export: error: {' '.join(str(error).split())}", file=sys.stderr)
         return getattr(error, "exit_code", GlmdError.exit_code)
+    except ModuleNotFoundError as error:
+        return missing_library("glmd-export", error, "export")
     except KeyboardInterrupt:
         print("glmd-export: stopped; nothing was written", file=sys.stderr)
         return 130

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmd_runtime.errors import GlmdError, UsageError
+from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from glmd_train.evaluate import Predict, Score
@@ -23,10 +23,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (GlmdError, OSError) as error:
         print(f"glmd-train: error: {one_line(error)}", file=sys.stderr)
         return getattr(error, "exit_code", GlmdError.exit_code)
+    except ModuleNotFoundError as error:
+        return missing_library("glmd-train", error, "train")
     except KeyboardInterrupt:
         print("glmd-train: stopped; continue a fit with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def missing_library(command: str, error: ModuleNotFoundError, extra: str) -> int:
+    """Say which extra brings what is not installed; returns the exit code."""
+    print(f"{command}: error: {error.name} is not installed. Run in the SDK's folder: pip install '.[{extra}]'",
+          file=sys.stderr)
+    return UnsupportedError.exit_code
 
 
 def one_line(error: Exception) -> str:

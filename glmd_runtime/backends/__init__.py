@@ -18,7 +18,7 @@ class _Entry(NamedTuple):
     reads: tuple[str, ...]  # file suffixes
 
 
-INSTALL = "pip install 'glmdnet-sdk[cpu]'"
+INSTALL = "pip install '.[cpu]' in the SDK's folder"
 
 # The fastest first, as measured on the light model in FP32 on two CPU threads; `backend="auto"` goes by this order.
 BACKENDS = {

@@ -160,5 +160,6 @@ def import_av() -> Any:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise UnsupportedError("Reading and writing video needs PyAV. Run: pip install 'glmdnet-sdk[video]'") from error
+        remedy = "pip install '.[video]' in the SDK's folder"
+        raise UnsupportedError(f"Reading and writing video needs PyAV. Run: {remedy}") from error
     return av

@@ -49,9 +49,9 @@ def test_importing_loads_no_framework(module: str) -> None:
 @pytest.mark.parametrize(
     ("absent", "call", "extra"),
     [
-        (("onnxruntime", "openvino"), "Detector({bundle!r})", "glmdnet-sdk[cpu]"),
-        (("openvino",), "Detector({bundle!r}, backend='openvino')", "glmdnet-sdk[cpu]"),
-        (("av",), "open_source({clip!r})", "glmdnet-sdk[video]"),
+        (("onnxruntime", "openvino"), "Detector({bundle!r})", ".[cpu]"),
+        (("openvino",), "Detector({bundle!r}, backend='openvino')", ".[cpu]"),
+        (("av",), "open_source({clip!r})", ".[video]"),
     ],
 )
 def test_what_is_absent_is_named_with_its_extra(

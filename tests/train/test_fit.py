@@ -181,6 +181,20 @@ def test_schedules() -> None:
     assert [schedule(i, steps) for i in (10, 59, 60, 80)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("glmd_train.cli", ["eval", "--checkpoint", "x.safetensors", "--data", "x.json"], ".[train]"),
+        ("glmd_export.cli", ["--ckpt", str(CONFIGS), "-o", "not_written.glmd"], ".[export]"),
+    ],
+)
+def test_without_torch_the_error_names_the_extra(module: str, arguments: list[str], extra: str) -> None:
+    block = "import sys; sys.modules['torch'] = sys.modules['onnx'] = None; "
+    code = block + f"from {module} import main; sys.exit(main({arguments!r}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 5 and extra in result.stderr and "Traceback" not in result.stderr
+
+
 def test_help_imports_no_framework() -> None:
     call = "import sys, glmd_train.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     code = call + "print('torch' in sys.modules)"
