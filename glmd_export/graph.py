@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glmd_export.ops import Ops
+from glmd_export.ops import Ops, clip
 from glmd_train.model.anchors import decode
 from glmd_train.model.detector import GLMDNet
 from glmd_train.model.roi_heads import ROI_WEIGHTS
-from glmd_train.model.rpn import NMS_IOU, RPN_WEIGHTS
+from glmd_train.model.rpn import NMS_IOU
 
 
 class Stages(NamedTuple):
@@ -21,6 +21,7 @@ class Stages(NamedTuple):
     objectness   (B, N) logits of all anchors; deltas (B, N, 4)
     proposals    (B, R, 4) xyxy in network pixels; valid (B, R) bool, False for padding
     pooled       (B, R, D) one vector a proposal
+    logits       (B, R, K + 1), background last; box_deltas (B, R, K, 4)
     boxes        (B, R, K, 4) xyxy in network pixels; scores (B, R, K)
     """
 
@@ -31,6 +32,8 @@ class Stages(NamedTuple):
     proposals: Tensor
     valid: Tensor
     pooled: Tensor
+    logits: Tensor
+    box_deltas: Tensor
     boxes: Tensor
     scores: Tensor
 
@@ -59,20 +62,17 @@ class ExportGraph(nn.Module):
         neck = self.neck(trunk)
         if neck is trunk:  # a model with neither CM nor LR: two stages need two tensors to be named
             neck = trunk.clone()
-        edges = valid_hw.index_select(1, self.whwh)[:, None]  # (B, 1, 4)
+        edges = valid_hw.index_select(1, self.whwh)  # (B, 4)
         objectness, deltas = self.rpn.head(self.affine_rpn(neck))
-        proposals, valid = self.propose(objectness, deltas, edges)
+        proposals, valid = self.ops.select_proposals(
+            objectness, deltas, self.anchors, edges,
+            topk=self.rpn.pre_nms_topk, number=self.rpn.proposals, iou=NMS_IOU,
+        )
         pooled = self.pool(self.affine_rcnn(neck), proposals)
-        boxes, scores = self.predict(pooled, proposals, edges)
-        return Stages(trunk, neck, objectness, deltas, proposals, valid, pooled, boxes, scores)
-
-    def propose(self, objectness: Tensor, deltas: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N), (B, N, 4), (B, 1, 4) -> proposals (B, R, 4), valid (B, R); see `RPN.select`."""
-        number = self.rpn.proposals
-        best, index = objectness.topk(min(max(self.rpn.pre_nms_topk, number), len(self.anchors)))  # (B, top)
-        chosen = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))  # (B, top, 4)
-        boxes = _clip(decode(chosen, self.anchors[index], RPN_WEIGHTS), edges)
-        return self.ops.select_proposals(boxes, best, number, NMS_IOU)
+        rows = proposals.shape[:2]  # B, R
+        logits, box_deltas = (t.unflatten(0, rows) for t in self.roi_heads.predictor(pooled.flatten(0, 1)))
+        boxes, scores = refine(logits, box_deltas, proposals, edges)
+        return Stages(trunk, neck, objectness, deltas, proposals, valid, pooled, logits, box_deltas, boxes, scores)
 
     def pool(self, features: Tensor, proposals: Tensor) -> Tensor:
         """(B, C, H, W), (B, R, 4) -> (B, R, D); see `ROIHeads.pooled`."""
@@ -80,15 +80,12 @@ class ExportGraph(nn.Module):
         rois = self.ops.roi_align(features, proposals, heads.bins, heads.stride)  # (B R, C, bins, bins)
         return heads.res5(rois).mean(dim=(2, 3)).unflatten(0, proposals.shape[:2])  # (B R, D) -> (B, R, D)
 
-    def predict(self, pooled: Tensor, proposals: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, R, D), (B, R, 4), (B, 1, 4) -> boxes (B, R, K, 4), scores (B, R, K); see `ROIHeads.forward`."""
-        rows = proposals.shape[:2]  # B, R
-        logits, deltas = self.roi_heads.predictor(pooled.flatten(0, 1))  # (B R, K + 1), (B R, K, 4)
-        boxes = decode(deltas.unflatten(0, rows), proposals[:, :, None], ROI_WEIGHTS)  # (B, R, K, 4)
-        scores = logits.softmax(dim=1)[:, :-1]  # (B R, K): background dropped
-        return _clip(boxes, edges[:, None]), scores.unflatten(0, rows)
 
+def refine(logits: Tensor, deltas: Tensor, proposals: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """The head's answers as boxes and scores; see `ROIHeads.forward`.
 
-def _clip(boxes: Tensor, edges: Tensor) -> Tensor:
-    """(..., 4) boxes cut to 0..edges; edges broadcast against them."""
-    return torch.minimum(boxes.clamp(min=0), edges)
+    (B, R, K + 1), (B, R, K, 4), (B, R, 4), (B, 4) -> boxes (B, R, K, 4), scores (B, R, K)
+    """
+    boxes = decode(deltas, proposals[:, :, None], ROI_WEIGHTS)  # (B, R, K, 4)
+    scores = logits.softmax(dim=2)[:, :, :-1]  # (B, R, K): background dropped
+    return clip(boxes, edges[:, None, None]), scores

@@ -10,7 +10,8 @@ import torch
 from onnxscript import ir, optimizer
 
 from glmd_export.graph import ExportGraph, Stages
-from glmd_export.ops import StandardOps
+from glmd_export.ops import OPS, Ops
+from glmd_export.precision import Precision, to_half
 from glmd_runtime.bundle import GraphSpec
 from glmd_runtime.errors import UnsupportedError
 from glmd_train.checkpoint import Checkpoint
@@ -22,8 +23,12 @@ INPUTS = ("images", "valid_hw")
 OUTPUTS = ("boxes", "scores", "valid")
 
 
-def export_onnx(checkpoint: Checkpoint, out: Path, *, batch: int = 1) -> Path:
+def export_onnx(
+    checkpoint: Checkpoint, out: Path, *, batch: int = 1, ops: str = "standard", precision: Precision = "fp32"
+) -> Path:
     """Write the network of a checkpoint as ONNX, for images of its canvas.
+
+    Args: batch, images a call; ops, a key of `ops.OPS`; precision, "fp16" places casts as `precision.to_half` says.
 
     inputs   images (B, C, H, W) float32, valid_hw (B, 2) float32
     outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool
@@ -38,8 +43,10 @@ def export_onnx(checkpoint: Checkpoint, out: Path, *, batch: int = 1) -> Path:
             f"An exported graph has one image size, which needs the resize 'letterbox'; this checkpoint has "
             f"{spec.resize!r}. Give it a canvas with a PreprocessSpec of resize='letterbox'."
         )
-    model = _trace(checkpoint, batch)
+    model = _trace(checkpoint, batch, OPS[ops]())
     _tidy(model)
+    if precision == "fp16":
+        to_half(model)
     contract = {
         "class_names": list(checkpoint.class_names),
         "preprocess": spec.to_dict(),
@@ -60,8 +67,7 @@ def graph_spec(checkpoint: Checkpoint, batch: int) -> GraphSpec:
     return GraphSpec(inputs, {"boxes": (batch, r, k, 4), "scores": (batch, r, k), "valid": (batch, r)})
 
 
-def _trace(checkpoint: Checkpoint, batch: int) -> ir.Model:
-    ops = StandardOps()
+def _trace(checkpoint: Checkpoint, batch: int, ops: Ops) -> ir.Model:
     graph = ExportGraph(checkpoint.model, ops, checkpoint.preprocess.size_hw).eval()
     shapes = graph_spec(checkpoint, batch).inputs
     example = tuple(torch.ones(shapes[name]) for name in INPUTS)

@@ -65,9 +65,10 @@ STAGES = (
     Stage("rpn", ("neck",), ("objectness", "deltas")),
     Stage("proposals", ("objectness", "deltas", "valid_hw"), ("proposals", "valid")),
     Stage("pooled", ("neck", "proposals"), ("pooled",)),
-    Stage("head", ("pooled", "proposals", "valid_hw"), ("boxes", "scores")),
+    Stage("head", ("pooled",), ("logits", "box_deltas")),
+    Stage("boxes", ("logits", "box_deltas", "proposals", "valid_hw"), ("boxes", "scores")),
 )
-_OF_PROPOSALS = ("pooled", "boxes", "scores")  # tensors of one row a proposal
+_OF_PROPOSALS = ("pooled", "logits", "box_deltas", "boxes", "scores")  # tensors of one row a proposal
 
 
 def compare(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> VerifyReport:
@@ -129,8 +130,9 @@ def _torch_stages(model: GLMDNet, image: Tensor, valid_hw: Tensor) -> Stages:
     objectness, deltas = model.rpn.head(for_rpn)
     proposals, valid = model.rpn(for_rpn, valid_hw)
     pooled = model.roi_heads.pooled(for_rcnn, list(proposals))[None]  # (R, D) -> (1, R, D)
+    logits, box_deltas = (t[None] for t in model.roi_heads.predictor(pooled[0]))  # (R, ...) -> (1, R, ...)
     boxes, scores = model.roi_heads(for_rcnn, proposals, valid_hw)
-    return Stages(trunk, neck, objectness, deltas, proposals, valid, pooled, boxes, scores)
+    return Stages(trunk, neck, objectness, deltas, proposals, valid, pooled, logits, box_deltas, boxes, scores)
 
 
 def _tensors(*arrays: NDArray[Any]) -> list[Tensor]:

@@ -32,7 +32,7 @@ class Select(nn.Module):
         self.number = number
 
     def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return StandardOps().select_proposals(boxes, scores, self.number, IOU)
+        return StandardOps().suppress(boxes, scores, self.number, IOU)
 
 
 class Align(nn.Module):

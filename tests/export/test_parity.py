@@ -49,6 +49,7 @@ def spoil(model: Path, folder: Path, stage: str) -> Path:
         "proposals": next(n.input[3] for n in proto.graph.node if n.op_type == "NonMaxSuppression"),  # its IoU
         "pooled": "roi_heads.res5.blocks.6.0.conv_pwl.weight",
         "head": "roi_heads.predictor.bbox_pred.weight",
+        "boxes": next(n.input[1] for n in proto.graph.node if n.input[0] == "box_deltas"),  # the weights of the deltas
     }
     tensor = next(t for t in proto.graph.initializer if t.name == weights[stage])
     array = numpy_helper.to_array(tensor).copy()
