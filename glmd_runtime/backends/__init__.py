@@ -2,65 +2,116 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from glmd_runtime.backends.base import Backend, Tensors, run_padded
-from glmd_runtime.errors import BundleError, UnsupportedError, UsageError
+from glmd_runtime.backends.cuda import why_no_device
+from glmd_runtime.errors import BundleError, GlmdError, UnsupportedError, UsageError
 
-__all__ = ["BACKENDS", "INSTALL", "Backend", "Tensors", "available", "load", "readers", "require", "run_padded"]
+__all__ = [
+    "BACKENDS",
+    "INSTALL",
+    "Backend",
+    "Tensors",
+    "available",
+    "load",
+    "readers",
+    "require",
+    "run_padded",
+    "why_not",
+]
 
 
 class _Entry(NamedTuple):
+    module: str
     class_name: str
-    reads: tuple[str, ...]  # file suffixes
+    reads: tuple[str, ...]  # patterns of file names, the preferred first
+    install: str
+    cuda: bool = False
 
 
 INSTALL = "pip install '.[cpu]' in the SDK's folder"
 
-# The fastest first, as measured on the light model in FP32 on two CPU threads; `backend="auto"` goes by this order.
 BACKENDS = {
-    "openvino": _Entry("OpenVinoBackend", (".onnx", ".xml")),
-    "onnxruntime": _Entry("OnnxRuntimeBackend", (".onnx",)),
+    "openvino": _Entry("openvino", "OpenVinoBackend", ("openvino.*.xml", "model.onnx"), INSTALL),
+    "onnxruntime": _Entry(
+        "onnxruntime", "OnnxRuntimeBackend", ("model.onnx", "model.fp16.onnx", "model.int8.onnx"), INSTALL
+    ),
+    "tensorrt": _Entry(
+        "tensorrt",
+        "TensorRtBackend",
+        ("model.plugin.fp16.onnx", "model.fp16.onnx", "model.s8.onnx"),
+        "pip install 'tensorrt>=10.3,<12'; on a Jetson use the system's: python3 -m venv --system-site-packages",
+        cuda=True,
+    ),
+    "tensorrt_rtx": _Entry(
+        "tensorrt", "TensorRtRtxBackend", ("tensorrt_rtx.*.engine",), "pip install tensorrt-rtx-cu13==1.7.1.116", True
+    ),
 }
 
 
 def available() -> list[str]:
-    """Names of the backends whose library is installed here, the fastest first."""
-    return [name for name in BACKENDS if find_spec(name) is not None]
+    """Names of the backends whose library is installed here, with a device to run on where it needs one."""
+    return [name for name, entry in BACKENDS.items() if find_spec(name) and not (entry.cuda and why_no_device())]
 
 
 def readers(engine: str) -> list[str]:
-    """Names of the backends that read this engine file, installed or not, the fastest first."""
-    return [name for name, entry in BACKENDS.items() if Path(engine).suffix in entry.reads]
+    """Names of the backends that read this file of a bundle, installed or not."""
+    return [name for name, entry in BACKENDS.items() if any(fnmatch(engine, pattern) for pattern in entry.reads)]
 
 
-def require(name: str) -> None:
-    """Raise UsageError for an unknown backend, UnsupportedError for one whose library is not installed."""
+def why_not(name: str) -> str:
+    """An empty string when a backend can run here, else one sentence with the remedy; imports its library.
+
+    Raises: UsageError for an unknown name.
+    """
     if name not in BACKENDS:
         raise UsageError(f"The backend must be one of {', '.join(BACKENDS)}; got {name!r}.")
     if name not in available():
-        raise UnsupportedError(f"The backend {name} is not installed. Run: {INSTALL}")
+        return _absence(name)
+    try:
+        import_module(name)
+    except Exception as error:  # whatever a broken library does when it is imported
+        return f"{name} is installed but cannot be imported: {error}. Run: {BACKENDS[name].install}"
+    return ""
 
 
-def load(name: str, model: Path, threads: int | None = None) -> Backend:
+def _absence(name: str) -> str:
+    if BACKENDS[name].cuda and find_spec(name):
+        return f"The backend {name} cannot run here: {why_no_device()}."
+    return f"The backend {name} is not installed. Run: {BACKENDS[name].install}"
+
+
+def require(name: str) -> None:
+    """Raise UsageError for an unknown backend, UnsupportedError for one that cannot run here."""
+    if reason := why_not(name):
+        raise UnsupportedError(reason)
+
+
+def load(name: str, model: Path, threads: int | None = None, device: str | None = None) -> Backend:
     """Load an engine file.
 
-    Args: name of a backend; model, an .onnx or .xml file; threads, None for the library's own choice.
-    Raises: UsageError for an unknown name or a wrong number, UnsupportedError when the library is not installed or
-        broken, BundleError when the library cannot read the file.
+    Args:
+        name: of a backend.
+        model: a file that it reads; for "tensorrt", the plan that `engines.open_engine` built.
+        threads: CPU threads, with TensorRT calls in flight at once; None for the library's own choice.
+        device: "cpu", "cuda" or "cuda:N"; None for the best that the library can use here.
+    Raises: UsageError for an unknown name or a wrong value, UnsupportedError when the library is not installed or
+        broken, or cannot use the device; BundleError when the library cannot read the file.
     """
     require(name)
     if threads is not None and threads < 1:
         raise UsageError(f"The number of threads must be at least 1; got {threads}.")
+    entry = BACKENDS[name]
+    backend_class = getattr(import_module(f"glmd_runtime.backends.{entry.module}"), entry.class_name)
     try:
-        backend_class = getattr(import_module(f"glmd_runtime.backends.{name}"), BACKENDS[name].class_name)
-    except Exception as error:  # whatever a broken library does when it is imported
-        raise UnsupportedError(f"{name} is installed but cannot be imported: {error}. Run: {INSTALL}") from error
-    try:
-        backend: Backend = backend_class(model, threads)
+        backend: Backend = backend_class(model, threads, device)
+    except GlmdError:
+        raise
     except Exception as error:  # each library has its own kinds of error, and they share no base
         raise BundleError(f"{name} cannot load {model}: {str(error).strip()} Export the checkpoint again.") from error
     return backend

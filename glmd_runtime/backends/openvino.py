@@ -8,12 +8,17 @@ from pathlib import Path
 import openvino
 
 from glmd_runtime.backends.base import Tensors
+from glmd_runtime.errors import UnsupportedError
 
 
 class OpenVinoBackend:
     """One inference request behind a lock: a request is not thread-safe, and one frame already uses every core."""
 
-    def __init__(self, model: Path, threads: int | None = None) -> None:
+    device = "cpu"
+
+    def __init__(self, model: Path, threads: int | None = None, device: str | None = None) -> None:
+        if device not in (None, "cpu"):
+            raise UnsupportedError(f"openvino runs on the CPU here; got device {device!r}. Name another backend.")
         # OpenVINO would otherwise lower the precision by itself on CPUs with bfloat16 or half units.
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:

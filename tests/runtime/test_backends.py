@@ -14,7 +14,7 @@ from glmd_runtime.errors import BundleError, UnsupportedError, UsageError
 from tests import tiny
 from tests.conftest import skip_unless
 
-every_backend = pytest.mark.parametrize("name", backends.BACKENDS)
+every_backend = pytest.mark.parametrize("name", backends.readers("model.onnx"))
 
 
 def load(name: str, bundle: Path) -> backends.Backend:
@@ -92,7 +92,7 @@ def test_a_short_batch_is_padded(n: int) -> None:
 
 
 def test_wrong_values_are_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="one of openvino, onnxruntime; got 'tensorflow'"):
+    with pytest.raises(UsageError, match="one of openvino, onnxruntime, tensorrt, tensorrt_rtx; got 'tensorflow'"):
         backends.load("tensorflow", tiny_bundle / "model.onnx")
     monkeypatch.setattr(backends, "available", lambda: [])
     with pytest.raises(UnsupportedError, match=r"not installed. Run: pip install '.\[cpu\]' in the SDK's folder"):
@@ -107,10 +107,15 @@ def test_a_wrong_number_of_threads(threads: int, tiny_bundle: Path) -> None:
         backends.load(name, tiny_bundle / "model.onnx", threads)
 
 
-def test_readers_are_in_the_order_of_speed() -> None:
-    assert backends.readers("model.onnx") == list(backends.BACKENDS)
+def test_readers() -> None:
+    assert backends.readers("model.onnx") == ["openvino", "onnxruntime"]
     assert backends.readers("openvino.fp32.xml") == ["openvino"]
-    assert backends.readers("tensorrt_rtx.fp16.engine") == []
+    assert backends.readers("model.fp16.onnx") == ["onnxruntime", "tensorrt"]
+    assert backends.readers("model.plugin.fp16.onnx") == ["tensorrt"]
+    assert backends.readers("model.s8.onnx") == ["tensorrt"]
+    assert backends.readers("model.int8.onnx") == ["onnxruntime"]
+    assert backends.readers("tensorrt_rtx.fp16.engine") == ["tensorrt_rtx"]
+    assert backends.readers("tensorrt_rtx.fp16.engine.json") == []
 
 
 def test_fake_plays_its_script() -> None:

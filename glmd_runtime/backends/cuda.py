@@ -1,0 +1,70 @@
+"""The few calls of the CUDA runtime that are needed here, on the primary context, which torch and cupy share."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
+
+INSTALL = "pip install 'cuda-bindings>=12.6,<14'"
+
+
+def why_no_device() -> str:
+    """An empty string when a CUDA device can be used here, else one sentence with the remedy."""
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return f"TensorRT needs cuda-bindings, which is not installed. Run: {INSTALL}"
+    try:
+        error, count = runtime().cudaGetDeviceCount()
+    except Exception as cause:  # whatever a broken library does when it is imported
+        return f"cuda-bindings is installed but cannot be used: {cause}. Run: {INSTALL}"
+    if error == runtime().cudaError_t.cudaSuccess and count:
+        return ""
+    return f"no CUDA device was found here ({_text(error)}). Run on a machine with an NVIDIA GPU and its driver"
+
+
+def parse_device(device: str | None) -> int | None:
+    """The index of a CUDA device named "cuda" or "cuda:1"; None for "cpu".
+
+    Raises: UsageError for another name.
+    """
+    kind, _, index = (device or "cuda").partition(":")
+    if (kind, index) == ("cpu", ""):
+        return None
+    if kind != "cuda" or not (index or "0").isdecimal():
+        raise UsageError(f"The device must be cpu, cuda or cuda:N; got {device!r}.")
+    return int(index or 0)
+
+
+def set_device(index: int) -> None:
+    """Make a device's primary context the current one of this thread. Raises: UnsupportedError."""
+    try:
+        call("cudaSetDevice", index)
+    except GlmdError as error:
+        raise UnsupportedError(f"The device cuda:{index} cannot be used: {error} Name another with device=.") from error
+
+
+def capability(index: int) -> str:
+    """Compute capability of a device, such as "8.7"."""
+    attributes = runtime().cudaDeviceAttr
+    parts = (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
+    return ".".join(str(call("cudaDeviceGetAttribute", part, index)) for part in parts)
+
+
+def call(name: str, *args: Any) -> Any:
+    """Call the CUDA runtime by name. Returns: its one result, or None. Raises: GlmdError with CUDA's own words."""
+    error, *results = getattr(runtime(), name)(*args)
+    if error != runtime().cudaError_t.cudaSuccess:
+        raise GlmdError(f"CUDA expected {name} to succeed, got: {_text(error)}.")
+    return results[0] if results else None
+
+
+def runtime() -> Any:
+    """The module cuda.bindings.runtime, imported when it is first needed."""
+    from cuda.bindings import runtime
+
+    return runtime
+
+
+def _text(error: Any) -> str:
+    return str(runtime().cudaGetErrorString(error)[1].decode())
