@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from glmd_export.onnx_export import export_onnx, graph_spec
+from glmd_export.ops import OPS
 from glmd_export.parity import make_reference
 from glmd_runtime import backends
 from glmd_runtime.bundle import Bundle, Manifest, Reference, write_bundle
@@ -74,6 +75,13 @@ def model_of_one(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def model_of_two(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_onnx(checkpoint, tmp_path_factory.mktemp("two") / "model.onnx", batch=2)
+
+
+@pytest.fixture(scope="session")
+def half_models(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The FP16 graph of each variant."""
+    folder = tmp_path_factory.mktemp("half")
+    return {ops: export_onnx(checkpoint, folder / f"{ops}.onnx", ops=ops, precision="fp16") for ops in OPS}
 
 
 @pytest.fixture(scope="session")
