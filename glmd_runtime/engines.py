@@ -11,25 +11,159 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from fnmatch import fnmatch
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
 from typing import IO, Any
 
-from glmd_runtime import errors
+from glmd_runtime import backends, errors
 from glmd_runtime.backends import cuda
-from glmd_runtime.errors import GlmdError, UnsupportedError
-from glmd_runtime.plan import PlanRecord, log_path, record_path
+from glmd_runtime.backends.tensorrt import PLUGIN_VARIABLE, find_plugins
+from glmd_runtime.bundle import Bundle
+from glmd_runtime.engine_cache import PLAN, engines_folder, entry_folder, lock, new_entry
+from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
+from glmd_runtime.plan import PlanRecord, log_path, record_path, sha256
+from glmd_runtime.verify import TOLERANCES, check_engine
 
 _log = logging.getLogger(__name__)
 
-INSTALL = {
-    "tensorrt": "pip install 'tensorrt>=10.3,<12' (on a Jetson, the system's: python3 -m venv --system-site-packages)",
-    "tensorrt_rtx": "pip install tensorrt-rtx-cu13==1.7.1.116",
-}
+BUILD = ("auto", "never")
 WORKSPACE = 2 << 30  # bytes of device memory that a layer may use for intermediate results
 _WATCH_S = 0.2  # how often a build's time and memory are looked at
+
+
+def open_engine(
+    bundle: Bundle,
+    engine: str,
+    backend: str,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    build: str = "auto",
+) -> backends.Backend:
+    """Load one of a bundle's engine files; for "tensorrt", the engine built from it on this device.
+
+    TensorRT engines are built when first used, checked against the bundle's reference before they are kept, and found
+    in the cache afterwards. TensorRT-RTX engines, built elsewhere, are checked whenever they are opened.
+
+    Args:
+        engine: a file of the manifest's engines; backend, the name of one that reads it.
+        threads, device: as in `backends.load`.
+        build: "auto", or "never" to use only what is cached.
+    Raises: what `backends.load` and `build_plan` do; ParityError when the answers are not the reference's;
+        UnsupportedError when nothing is cached and nothing may be built.
+    """
+    if build not in BUILD:
+        raise UsageError(f"build must be one of {', '.join(BUILD)}; got {build!r}.")
+    backends.require(backend)
+    if backend == "tensorrt":
+        return _open_tensorrt(bundle, engine, threads, device, build)
+    loaded = backends.load(backend, bundle.path / engine, threads, device)
+    if backend == "tensorrt_rtx":
+        _check(loaded, bundle, engine, backend)
+    return loaded
+
+
+def _open_tensorrt(
+    bundle: Bundle, engine: str, threads: int | None, device: str | None, build: str
+) -> backends.Backend:
+    def load(plan: Path) -> backends.Backend:
+        return backends.load("tensorrt", plan, threads, device)
+
+    index = cuda.parse_device(device)
+    if index is None:
+        raise UnsupportedError("tensorrt runs on CUDA devices only; got device='cpu'. Name another backend.")
+    plugin = _plugins_for(engine)
+    folder = _entry(bundle, engine, index, plugin)
+    with lock(folder):
+        if (loaded := _cached(folder / PLAN, load, build)) is not None:
+            return loaded
+        if build == "never":
+            raise UnsupportedError(
+                f"No TensorRT engine of {bundle.path / engine} is cached for this device, and build is 'never'. "
+                "Run once with build='auto'."
+            )
+        _log.warning("Building a TensorRT engine of %s on cuda:%d; it takes minutes, once", bundle.path / engine, index)
+        with new_entry(folder) as new:
+            _build_cached(bundle, engine, new, folder, index, plugin)
+            loaded = load(new / PLAN)
+            _check(loaded, bundle, engine, "tensorrt")
+        return loaded
+
+
+def _cached(plan: Path, load: Callable[[Path], backends.Backend], build: str) -> backends.Backend | None:
+    """The cached engine; None where there is none, or where it cannot be used and another may be built."""
+    if not plan.exists():
+        return None
+    try:
+        return load(plan)
+    except GlmdError as error:
+        if build == "never":
+            raise
+        _log.warning("A cached engine cannot be used and is built again: %s", error)
+        return None
+
+
+def _build_cached(bundle: Bundle, engine: str, new: Path, folder: Path, index: int, plugin: Path | None) -> None:
+    """Build into the folder `new`, with the log beside `folder`."""
+    build_plan(
+        bundle.path / engine,
+        new / PLAN,
+        library="tensorrt",
+        precision=bundle.manifest.engines[engine],
+        plugin=plugin,
+        device=index,
+        timing_cache=engines_folder() / f"{_version()}-sm{cuda.capability(index)}.timings",
+        log=folder.with_name(f"{folder.name}.log"),
+    )
+
+
+def _plugins_for(engine: str) -> Path | None:
+    """The plugin library, if the graph needs one. Raises: UnsupportedError when it is not there."""
+    if not fnmatch(engine, "model.plugin.*"):
+        return None
+    if library := find_plugins():
+        return library
+    raise UnsupportedError(
+        f"{engine} needs this project's plugin library, and none was found. Build it as docs/tensorrt.md says, or name "
+        f"it in {PLUGIN_VARIABLE}."
+    )
+
+
+def _entry(bundle: Bundle, engine: str, index: int, plugin: Path | None) -> Path:
+    """The cache's folder for an engine: another for whatever would make another plan."""
+    key = (
+        bundle.manifest.sha256[engine],
+        _version(),
+        cuda.capability(index),
+        bundle.manifest.engines[engine],
+        json.dumps(bundle.manifest.graph.to_dict(), sort_keys=True),
+        sha256(plugin) if plugin else "",
+    )
+    return entry_folder(bundle.manifest.name, key)
+
+
+def _version() -> str:
+    return str(import_module("tensorrt").__version__)
+
+
+def _check(loaded: backends.Backend, bundle: Bundle, engine: str, backend: str) -> None:
+    """Close an engine whose answers are not the reference's.
+
+    Raises: ParityError; UnsupportedError when its precision has no tolerance; BundleError without a reference.
+    """
+    try:
+        if (precision := bundle.manifest.engines[engine]) not in TOLERANCES:
+            raise UnsupportedError(f"{engine} cannot be checked: no tolerance is defined for {precision}.")
+        rows = check_engine(loaded, backend, engine, bundle.manifest, bundle.reference)
+        if failed := "; ".join(f"{row.stage}: {row.reason}" for row in rows if row.status == "failed"):
+            raise ParityError(f"{engine} on {backend} must give the reference's answers; got {failed}. Do not use it.")
+    except GlmdError:
+        loaded.close()
+        raise
 
 
 def build_plan(
@@ -44,11 +178,12 @@ def build_plan(
     host_memory: int | None = None,
     timeout: float = 3600,
     timing_cache: Path | None = None,
+    log: Path | None = None,
     progress: Callable[[str], None] = _log.info,
 ) -> PlanRecord:
     """Build a strongly typed TensorRT engine in a process of its own, and prove its precision.
 
-    Beside `out` lie afterwards its record `out`.json and the log `out`.log; after a failure only the log.
+    Beside `out` lies afterwards its record, `out`.json; both or neither. The log is kept in any case.
 
     Args:
         onnx: the model; its casts and Q/DQ nodes are the precision.
@@ -61,13 +196,14 @@ def build_plan(
         host_memory: bytes of host memory that the build may use; None is three quarters of what the machine has.
         timeout: seconds.
         timing_cache: a file in which "tensorrt" keeps what it measured, for faster builds of similar models.
+        log: where the library's words go; None is `out`.log.
         progress: told what the builder is at.
     Raises:
         UnsupportedError: the library is missing, or cannot build this model here, or crashed, or ran out of time or
             memory; PrecisionError: the engine does not compute in the precision asked for; BundleError: no model.
     """
     if find_spec(library) is None:
-        raise UnsupportedError(f"{library} is not installed. Run: {INSTALL[library]}")
+        raise UnsupportedError(f"{library} is not installed. Run: {backends.BACKENDS[library].install}")
     if library == "tensorrt" and (reason := cuda.why_no_device()):
         raise UnsupportedError(f"tensorrt builds engines on the device that they will run on, but {reason}.")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
@@ -82,9 +218,10 @@ def build_plan(
             "timing_cache": str(timing_cache or "") if library == "tensorrt" else "",  # RTX would ask for a GPU
             "device": device if library == "tensorrt_rtx" else device or 0,
         }
-        with log_path(out).open("wb") as log:
-            outcome = _run(request, log, timeout, host_memory or _host_memory(), progress)
-        record = _record(outcome, log_path(out))
+        log = log or log_path(out)
+        with log.open("wb") as file:
+            outcome = _run(request, file, timeout, host_memory or _host_memory(), progress)
+        record = _record(outcome, log)
         record.write(plan)
         record_path(plan).replace(record_path(out))
         plan.replace(out)

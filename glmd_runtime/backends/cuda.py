@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from importlib.util import find_spec
+from math import prod
 from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
 
@@ -11,27 +16,27 @@ INSTALL = "pip install 'cuda-bindings>=12.6,<14'"
 
 
 def why_no_device() -> str:
-    """An empty string when a CUDA device can be used here, else one sentence with the remedy."""
+    """An empty string when a CUDA device can be used here, else one sentence with the remedy, without its full stop."""
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
-        return f"TensorRT needs cuda-bindings, which is not installed. Run: {INSTALL}"
+        return f"it needs cuda-bindings, which is not installed. Run: {INSTALL}"
     try:
         error, count = runtime().cudaGetDeviceCount()
     except Exception as cause:  # whatever a broken library does when it is imported
         return f"cuda-bindings is installed but cannot be used: {cause}. Run: {INSTALL}"
     if error == runtime().cudaError_t.cudaSuccess and count:
         return ""
-    return f"no CUDA device was found here ({_text(error)}). Run on a machine with an NVIDIA GPU and its driver"
+    return f"no CUDA device was found ({_text(error)}). Use a machine with an NVIDIA GPU and its driver"
 
 
 def parse_device(device: str | None) -> int | None:
-    """The index of a CUDA device named "cuda" or "cuda:1"; None for "cpu".
+    """The index of a CUDA device named "cuda" or "cuda:1", 0 for None; None for "cpu".
 
     Raises: UsageError for another name.
     """
-    kind, _, index = (device or "cuda").partition(":")
-    if (kind, index) == ("cpu", ""):
+    kind, colon, index = (device or "cuda").partition(":")
+    if device == "cpu":
         return None
-    if kind != "cuda" or not (index or "0").isdecimal():
+    if kind != "cuda" or (colon and not index.isdecimal()):
         raise UsageError(f"The device must be cpu, cuda or cuda:N; got {device!r}.")
     return int(index or 0)
 
@@ -41,7 +46,7 @@ def set_device(index: int) -> None:
     try:
         call("cudaSetDevice", index)
     except GlmdError as error:
-        raise UnsupportedError(f"The device cuda:{index} cannot be used: {error} Name another with device=.") from error
+        raise UnsupportedError(f"The device cuda:{index} cannot be used: {error} Name another device.") from error
 
 
 def capability(index: int) -> str:
@@ -51,11 +56,40 @@ def capability(index: int) -> str:
     return ".".join(str(call("cudaDeviceGetAttribute", part, index)) for part in parts)
 
 
+class Buffer:
+    """A tensor on the device with its twin in page-locked host memory, from which copies need no detour.
+
+    `host` is (shape) of `dtype`; `pointer` is the address on the device.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.size = prod(shape) * np.dtype(dtype).itemsize
+        self.pointer: int = call("cudaMalloc", self.size)
+        self._pinned: int = call("cudaMallocHost", self.size)
+        content = (ctypes.c_ubyte * self.size).from_address(self._pinned)
+        self.host: NDArray[Any] = np.ctypeslib.as_array(content).view(dtype).reshape(shape)
+
+    def upload(self, stream: Any) -> None:
+        copy(self.pointer, self._pinned, self.size, stream)
+
+    def download(self, stream: Any) -> None:
+        copy(self._pinned, self.pointer, self.size, stream)
+
+    def close(self) -> None:
+        call("cudaFree", self.pointer)
+        call("cudaFreeHost", self._pinned)
+
+
+def copy(target: int, source: int, size: int, stream: Any) -> None:
+    """Copy bytes between any two places that CUDA can address, in the order of a stream."""
+    call("cudaMemcpyAsync", target, source, size, runtime().cudaMemcpyKind.cudaMemcpyDefault, stream)
+
+
 def call(name: str, *args: Any) -> Any:
     """Call the CUDA runtime by name. Returns: its one result, or None. Raises: GlmdError with CUDA's own words."""
     error, *results = getattr(runtime(), name)(*args)
     if error != runtime().cudaError_t.cudaSuccess:
-        raise GlmdError(f"CUDA expected {name} to succeed, got: {_text(error)}.")
+        raise GlmdError(f"CUDA's {name} failed: {_text(error)}.")
     return results[0] if results else None
 
 
