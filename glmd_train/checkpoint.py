@@ -1,4 +1,7 @@
-"""Checkpoints: one safetensors file with the weights and, as its metadata, everything needed to use them."""
+"""Checkpoints: one safetensors file with the weights and, as its metadata, everything needed to use them.
+
+Files of torch.save are read as well; they hold weights alone, so the rest must be told (see `state_dict`).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmd_runtime.errors import CheckpointError
+from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet, build_model
+from glmd_train.state_dict import describe, read_state_dict
 
 FORMAT = "glmd-checkpoint-1"
+# What a user gets without asking: few false alarms. Evaluation uses its own, lower threshold.
+DEFAULT_SCORE = 0.3
 # The rows of the predictor: (parameter, rows a class)
 _PREDICTOR = {"cls_score": 1, "bbox_pred": 4}
 
@@ -56,11 +62,39 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
     return path
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; the model is in eval mode, float32, on the CPU.
+def load_checkpoint(path: Path, *, config: Path | None = None, classes: Path | None = None) -> Checkpoint:
+    """Read a .safetensors checkpoint, or a .pth (.pt) file of weights; the model is in eval mode, float32, on the CPU.
 
-    Raises: CheckpointError if the file is missing, not safetensors, not ours, or does not fit its own configuration.
+    Args: config (a training's YAML) or classes (one name a line), for a .pth file only: see `state_dict.describe`.
+    Raises: CheckpointError if the file is missing, damaged, not ours, or does not fit its own configuration;
+        UsageError if `config` or `classes` is lacking, contradicts the weights, or is given for a .safetensors file.
     """
+    if not path.is_file():
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"Checkpoint {path} {state}. Expected a .safetensors file of glmd-train, or a .pth file.")
+    if path.suffix in (".pth", ".pt"):
+        return _load_pth(path, config, classes)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"A checkpoint is a .safetensors file of glmd-train, or a .pth or .pt file; got {path}.")
+    if config or classes:
+        raise UsageError(
+            f"{path} carries its own class names and configuration. Leave out --config and --classes; "
+            "they are for .pth files."
+        )
+    return _load_safetensors(path)
+
+
+def _load_pth(path: Path, config: Path | None, classes: Path | None) -> Checkpoint:
+    weights = read_state_dict(path)
+    network = describe(weights, path, config, classes)
+    model = build_model(network.model)
+    _load_weights(model, weights, path)
+    postprocess = PostprocessSpec((DEFAULT_SCORE,) * len(network.model.class_names))
+    told = next(file.name for file in (config, classes) if file)
+    return Checkpoint(model.eval(), network.model, network.preprocess.spec(), postprocess, {"described_by": told})
+
+
+def _load_safetensors(path: Path) -> Checkpoint:
     contract, weights = _read(path)
     try:
         config = ModelConfig.model_validate(contract["model"])
@@ -74,8 +108,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise CheckpointError(f"Checkpoint {path} does not exist. Expected a .safetensors file of glmd-train.")
     try:
         with safe_open(path, "pt") as file:
             contract = json.loads((file.metadata() or {}).get("glmd", "{}"))

@@ -56,8 +56,11 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=run_fit)
     one = commands.add_parser("eval", help="AP and recall of a checkpoint or a bundle on COCO-format data")
     model = one.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", type=Path, help=".safetensors file, run by PyTorch")
+    model.add_argument("--checkpoint", type=Path, help=".safetensors (or .pth) file, run by PyTorch")
     model.add_argument("--engine", type=Path, help=".glmd bundle, run as on the device")
+    told = one.add_mutually_exclusive_group()
+    told.add_argument("--classes", type=Path, metavar="FILE", help="class names of a .pth file, one a line")
+    told.add_argument("--config", type=Path, metavar="YAML", help="training configuration of a .pth file")
     one.add_argument("--data", type=Path, nargs="+", required=True, help="COCO annotation files")
     one.add_argument("--json", action="store_true", help="print the scores as JSON")
     one.set_defaults(run=run_eval)
@@ -97,7 +100,7 @@ def open_model(options: argparse.Namespace) -> tuple[Predict, tuple[str, ...]]:
 
     if options.checkpoint.suffix == ".glmd":
         raise UsageError(f"{options.checkpoint} is a bundle: use --engine for it.")
-    checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint = load_checkpoint(options.checkpoint, config=options.config, classes=options.classes)
     return torch_predict(checkpoint), checkpoint.class_names
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -102,12 +102,24 @@ class AugmentConfig(_Strict):
         return self
 
 
-class TrainConfig(_Strict):
+class NetworkConfig(_Strict):
+    """What running a model takes: the part of a training configuration that its weights cannot tell."""
+
+    model: ModelConfig
+    preprocess: PreprocessConfig = PreprocessConfig()
+
+    @model_validator(mode="after")
+    def _one_mean_a_channel(self) -> NetworkConfig:
+        counts = {self.model.in_channels, len(self.preprocess.mean), len(self.preprocess.std)}
+        if len(counts) > 1:
+            raise ValueError(f"model.in_channels, preprocess.mean and preprocess.std must agree; got {sorted(counts)}")
+        return self
+
+
+class TrainConfig(NetworkConfig):
     """One run of `glmd-train fit`."""
 
     output: Path
-    model: ModelConfig
-    preprocess: PreprocessConfig = PreprocessConfig()
     augment: AugmentConfig = AugmentConfig()
     train: list[DatasetConfig] = Field(min_length=1)
     val: list[DatasetConfig] = []
@@ -130,19 +142,30 @@ class TrainConfig(_Strict):
     checkpoint_minutes: float = Field(5.0, gt=0)
     eval_every: PositiveInt | None = None  # iterations; None evaluates at the end only
 
-    @model_validator(mode="after")
-    def _one_mean_a_channel(self) -> TrainConfig:
-        counts = {self.model.in_channels, len(self.preprocess.mean), len(self.preprocess.std)}
-        if len(counts) > 1:
-            raise ValueError(f"model.in_channels, preprocess.mean and preprocess.std must agree; got {sorted(counts)}")
-        return self
-
 
 def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML file, apply `key.sub=value` overrides (values are YAML), check it.
 
     Raises: UsageError naming the file, the key and what is allowed there.
     """
+    values = _read_yaml(path)
+    for override in overrides or []:
+        _apply(values, override)
+    return _validated(TrainConfig, _resolve(values, path.parent), path)
+
+
+def load_network_config(path: Path) -> NetworkConfig:
+    """`model` and `preprocess` of a training configuration, or of a file with only these; errors as `load_config`'s."""
+    values = _read_yaml(path)
+    known = {key: value for key, value in values.items() if key not in _TRAINING_ONLY}  # misspelt keys stay, and fail
+    return _validated(NetworkConfig, known, path)
+
+
+_TRAINING_ONLY = set(TrainConfig.model_fields) - set(NetworkConfig.model_fields)
+_Config = TypeVar("_Config", bound=NetworkConfig)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"--config expects a YAML file; {path} does not exist")
     try:
@@ -151,10 +174,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold keys and values; got {type(values).__name__}")
-    for override in overrides or []:
-        _apply(values, override)
+    return values
+
+
+def _validated(kind: type[_Config], values: dict[str, Any], path: Path) -> _Config:
     try:
-        return TrainConfig.model_validate(_resolve(values, path.parent))
+        return kind.model_validate(values)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}" for e in error.errors()]
         raise UsageError(f"{path} is not a training configuration:\n" + "\n".join(lines)) from error

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from glmd_runtime.errors import CheckpointError, GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
-from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
+from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, save_checkpoint, transfer
 from glmd_train.config import TrainConfig
 from glmd_train.data.coco import load_coco
 from glmd_train.data.loaders import TrainingStream, training_loader
@@ -24,8 +24,6 @@ from glmd_train.evaluate import evaluate, torch_predict
 from glmd_train.model.backbone import load_imagenet
 from glmd_train.model.detector import GLMDNet, build_model
 
-# What a user gets without asking: few false alarms. Evaluation uses its own, lower threshold.
-DEFAULT_SCORE = 0.3
 LOG_EVERY = 20  # iterations
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from glmd_runtime.errors import UnsupportedError
 
 # stride of the trunk -> (number of block stages in it, its channels); the last stage has 320 channels
-_CUTS = {8: (3, 40), 16: (5, 112)}
+CUTS = {8: (3, 40), 16: (5, 112)}
 LITE0_HEAD_CHANNELS = 320
 # The weights were trained in TensorFlow: intensities 0..255 minus 127 over 128, batch norm with eps 1e-3.
 IMAGENET_MEAN, IMAGENET_STD = 127.0, 128.0
@@ -25,7 +25,7 @@ class Lite0Trunk(nn.Module):
 
     def __init__(self, stride: int, in_channels: int) -> None:
         super().__init__()
-        stages, self.channels = _CUTS[stride]
+        stages, self.channels = CUTS[stride]
         network = _lite0(in_channels)
         self.stride = stride
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
@@ -41,7 +41,7 @@ class Lite0Res5(nn.Module):
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.channels = LITE0_HEAD_CHANNELS
-        self.blocks = _lite0(in_channels=1).blocks[_CUTS[stride][0] :]
+        self.blocks = _lite0(in_channels=1).blocks[CUTS[stride][0] :]
 
     def forward(self, rois: Tensor) -> Tensor:
         return self.blocks(rois)
