@@ -1,0 +1,16 @@
+// What TensorRT looks for in a plugin library: its creators, and a place to leave the finder of its loggers.
+#include "common/log.h"
+#include "roi_align/roi_align_plugin.h"
+#include "select_proposals/select_proposals_plugin.h"
+
+#define GLMD_EXPORT extern "C" __attribute__((visibility("default")))
+
+GLMD_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+    static glmd::Creator<glmd::RoiAlignPlugin, glmd::RoiAlignAttributes> roi_align;
+    static glmd::Creator<glmd::SelectProposalsPlugin, glmd::SelectProposalsAttributes> select_proposals;
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&roi_align, &select_proposals};
+    count = 2;
+    return creators;
+}
+
+GLMD_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { glmd::set_logger_finder(finder); }
