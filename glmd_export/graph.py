@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glmd_export.ops import Ops, clip
+from glmd_export.ops import Ops, clip, full, matrix_keep
+from glmd_runtime.postprocess import PostprocessSpec
 from glmd_train.model.anchors import decode
 from glmd_train.model.detector import GLMDNet
 from glmd_train.model.roi_heads import ROI_WEIGHTS
@@ -89,3 +90,48 @@ def refine(logits: Tensor, deltas: Tensor, proposals: Tensor, edges: Tensor) -> 
     boxes = decode(deltas, proposals[:, :, None], ROI_WEIGHTS)  # (B, R, K, 4)
     scores = logits.softmax(dim=2)[:, :, :-1]  # (B, R, K): background dropped
     return clip(boxes, edges[:, None, None]), scores
+
+
+class Final(NamedTuple):
+    """What the final NMS leaves of an image, best score first; the field names are the tensors' names, as servers know
+    them from other detectors.
+
+    num_dets     (B, 1) int32, how many rows are detections; the rows behind them are zeros
+    det_boxes    (B, D, 4) xyxy in network pixels; det_scores (B, D); det_classes (B, D) int32
+    """
+
+    num_dets: Tensor
+    det_boxes: Tensor
+    det_scores: Tensor
+    det_classes: Tensor
+
+
+class EndToEnd(nn.Module):
+    """An ExportGraph with the post-processing of `glmd_runtime.postprocess` behind it, but without the way back to
+    frame pixels. The NMS within each class is `ops.matrix_keep`, in every variant of the operations."""
+
+    thresholds: Tensor
+
+    def __init__(self, network: ExportGraph, spec: PostprocessSpec) -> None:
+        super().__init__()
+        self.network, self.spec = network, spec
+        self.register_buffer("thresholds", torch.tensor(spec.score_thresholds)[:, None], persistent=False)  # (K, 1)
+
+    def forward(self, images: Tensor, valid_hw: Tensor) -> tuple[Tensor, ...]:
+        """The fields of Stages, then those of Final."""
+        stages = self.network(images, valid_hw)
+        return *stages, *self.finish(stages.boxes, stages.scores, stages.valid)
+
+    def finish(self, boxes: Tensor, scores: Tensor, valid: Tensor) -> Final:
+        """(B, R, K, 4), (B, R, K), (B, R) -> Final."""
+        by_class = scores.transpose(1, 2)  # (B, K, R)
+        passed = (by_class > self.thresholds) & valid[:, None]
+        ranked, order = torch.where(passed, by_class, 0.0).topk(scores.shape[1])  # (B, K, R), falling
+        boxes = boxes.transpose(1, 2).gather(2, order[..., None].expand(-1, -1, -1, 4))  # (B, K, R, 4)
+        keep = matrix_keep(boxes, (ranked > 0) & full(boxes), self.spec.nms_iou)  # (B, K, R)
+        ranked = (keep * ranked).flatten(1)  # (B, K R)
+        best, index = ranked.topk(min(self.spec.max_detections, ranked.shape[1]))  # (B, D)
+        found = best > 0
+        chosen = boxes.flatten(1, 2).gather(1, index[:, :, None].expand(-1, -1, 4)) * found[:, :, None]  # (B, D, 4)
+        classes = torch.where(found, index // scores.shape[1], 0)
+        return Final(found.sum(dim=1, keepdim=True).int(), chosen, best, classes.int())

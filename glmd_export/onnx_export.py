@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import torch
 from onnxscript import ir, optimizer
+from torch import nn
 
-from glmd_export.graph import ExportGraph, Stages
+from glmd_export.graph import EndToEnd, ExportGraph, Final, Stages
 from glmd_export.ops import OPS, Ops
 from glmd_export.precision import Precision, to_half
 from glmd_runtime.bundle import GraphSpec
@@ -24,14 +26,16 @@ OUTPUTS = ("boxes", "scores", "valid")
 
 
 def export_onnx(
-    checkpoint: Checkpoint, out: Path, *, batch: int = 1, ops: str = "standard", precision: Precision = "fp32"
+    checkpoint: Checkpoint, out: Path, *, batch: int = 1, ops: str = "standard", precision: Precision = "fp32",
+    end2end: bool = False,
 ) -> Path:
     """Write the network of a checkpoint as ONNX, for images of its canvas.
 
-    Args: batch, images a call; ops, a key of `ops.OPS`; precision, "fp16" places casts as `precision.to_half` says.
+    Args: batch, images a call; ops, a key of `ops.OPS`; precision, "fp16" places casts as `precision.to_half` says;
+        end2end, append the final NMS with the checkpoint's thresholds.
 
     inputs   images (B, C, H, W) float32, valid_hw (B, 2) float32
-    outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool
+    outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool; end to end, those of `graph.Final`
 
     The other `Stages` are in the file under their names, as tensors that are not outputs. The same checkpoint gives the
     same bytes.
@@ -43,8 +47,8 @@ def export_onnx(
             f"An exported graph has one image size, which needs the resize 'letterbox'; this checkpoint has "
             f"{spec.resize!r}. Give it a canvas with a PreprocessSpec of resize='letterbox'."
         )
-    model = _trace(checkpoint, batch, OPS[ops]())
-    _tidy(model)
+    model = _trace(checkpoint, batch, OPS[ops](), end2end)
+    _tidy(model, Final._fields if end2end else OUTPUTS)
     if precision == "fp16":
         to_half(model)
     contract = {
@@ -67,18 +71,21 @@ def graph_spec(checkpoint: Checkpoint, batch: int) -> GraphSpec:
     return GraphSpec(inputs, {"boxes": (batch, r, k, 4), "scores": (batch, r, k), "valid": (batch, r)})
 
 
-def _trace(checkpoint: Checkpoint, batch: int, ops: Ops) -> ir.Model:
-    graph = ExportGraph(checkpoint.model, ops, checkpoint.preprocess.size_hw).eval()
+def _trace(checkpoint: Checkpoint, batch: int, ops: Ops, end2end: bool) -> ir.Model:
+    graph: nn.Module = ExportGraph(checkpoint.model, ops, checkpoint.preprocess.size_hw)
+    names = Stages._fields
+    if end2end:
+        graph, names = EndToEnd(graph, checkpoint.postprocess), (*names, *Final._fields)
     shapes = graph_spec(checkpoint, batch).inputs
     example = tuple(torch.ones(shapes[name]) for name in INPUTS)
     program = torch.onnx.export(
-        graph, example, input_names=list(INPUTS), output_names=list(Stages._fields), opset_version=OPSET,
+        graph.eval(), example, input_names=list(INPUTS), output_names=list(names), opset_version=OPSET,
         dynamo=True, custom_translation_table=dict(ops.translations), external_data=False, verbose=False,
     )
     return program.model
 
 
-def _tidy(model: ir.Model) -> None:
+def _tidy(model: ir.Model, outputs: Sequence[str]) -> None:
     """Fold what is constant, keep the shipped outputs, drop the exporter's notes (source lines of this machine)."""
     # The exporter has folded small constants only; the neck's sine code is as large as a feature map.
     optimizer.fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
@@ -87,7 +94,7 @@ def _tidy(model: ir.Model) -> None:
         if node.op_type == "Identity":
             _read_behind(node)
     by_name = {value.name: value for value in model.graph.outputs}
-    model.graph.outputs[:] = [by_name[name] for name in OUTPUTS]
+    model.graph.outputs[:] = [by_name[name] for name in outputs]
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     for node in model.graph:
         node.metadata_props.clear()

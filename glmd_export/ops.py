@@ -97,7 +97,7 @@ class StandardOps(_Suppressing):
         return roi_align(features, boxes, bins, stride)
 
     def suppress(self, boxes: Tensor, scores: Tensor, number: int, iou: float) -> tuple[Tensor, Tensor]:
-        scores = torch.where(_full(boxes), scores, -torch.inf)
+        scores = torch.where(full(boxes), scores, -torch.inf)
         rows = torch.stack([suppress(*image, number, iou) for image in zip(boxes, scores, strict=True)])  # (B, R)
         padded = F.pad(boxes, (0, 0, 0, 1))  # (B, N + 1, 4): the rows past the last kept one read a box of zeros
         return padded.gather(1, rows[:, :, None].expand(-1, -1, 4)), rows < boxes.shape[1]
@@ -128,7 +128,7 @@ class PlainOps(_Suppressing):
         return (y[:, :, None] @ columns).flatten(0, 1)  # (B, R, 1, bins, H) @ (B, R, C, H, bins) -> (B R, C, ...)
 
     def suppress(self, boxes: Tensor, scores: Tensor, number: int, iou: float) -> tuple[Tensor, Tensor]:
-        keep = matrix_keep(boxes, _full(boxes), iou)  # (B, N)
+        keep = matrix_keep(boxes, full(boxes), iou)  # (B, N)
         boxes, keep = (F.pad(t, pad) for t, pad in ((boxes, (0, 0, 0, number)), (keep, (0, number))))  # N >= R
         falling = torch.arange(keep.shape[1], 0, -1, device=keep.device)  # exact in float32, as there are few
         ranks, index = (keep * falling).topk(number)  # (B, R), the kept ones in their order first
@@ -189,7 +189,7 @@ def matrix_keep(boxes: Tensor, alive: Tensor, iou: float) -> Tensor:
     Round t settles every box at the end of a suppression chain of up to t boxes. What is not settled after an even
     number of rounds is kept: beyond the last round a duplicate may stay, but no object is lost.
     """
-    overlap = torch.triu(torchvision_iou(boxes) > iou, diagonal=1).float()  # (..., N, N): row suppresses column
+    overlap = torch.triu(pairwise_iou(boxes) > iou, diagonal=1).float()  # (..., N, N): row suppresses column
     alive = alive.float()
     keep = alive
     for _ in range(NMS_ROUNDS):
@@ -198,7 +198,7 @@ def matrix_keep(boxes: Tensor, alive: Tensor, iou: float) -> Tensor:
     return keep
 
 
-def torchvision_iou(boxes: Tensor) -> Tensor:
+def pairwise_iou(boxes: Tensor) -> Tensor:
     """(..., N, 4) -> (..., N, N), with the roundings of torchvision's nms; 0 where both are empty."""
     top_left = torch.maximum(boxes[..., :, None, :2], boxes[..., None, :, :2])  # (..., N, N, 2)
     bottom_right = torch.minimum(boxes[..., :, None, 2:], boxes[..., None, :, 2:])
@@ -208,7 +208,7 @@ def torchvision_iou(boxes: Tensor) -> Tensor:
     return inter / (area[..., :, None] + area[..., None, :] - inter).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _full(boxes: Tensor) -> Tensor:
+def full(boxes: Tensor) -> Tensor:
     """(..., 4) -> (...) bool, False for empty and inverted boxes."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
 

@@ -27,8 +27,9 @@ _FOLLOWS = frozenset({
 BOX_ARITHMETIC = (
     (("objectness", "deltas"), ("proposals", "valid")),
     (("logits", "box_deltas", "proposals"), ("boxes", "scores")),
+    (("boxes", "scores", "valid"), ("num_dets", "det_boxes", "det_scores", "det_classes")),  # only in `graph.EndToEnd`
 )
-_FLOAT_FROM_HERE = {name for begins, _ in BOX_ARITHMETIC for name in begins}
+_FLOAT_FROM_HERE = ("objectness", "deltas", "logits", "box_deltas")
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -54,7 +55,7 @@ def box_arithmetic(model: ir.Model) -> set[ir.Node]:
     values = {value.name: value for node in model.graph for value in node.outputs}
     found: set[ir.Node] = set()
     for begins, ends in BOX_ARITHMETIC:
-        waiting = [values[name] for name in ends]
+        waiting = [values[name] for name in ends if name in values]
         while waiting:
             value = waiting.pop()
             node = value.producer()

@@ -10,18 +10,25 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import nn
 
-from glmd_export.graph import ExportGraph, Stages
+from glmd_export.graph import EndToEnd, ExportGraph, Final, Stages
 from glmd_export.onnx_export import INPUTS, OUTPUTS, export_onnx, graph_spec
-from glmd_export.ops import StandardOps
+from glmd_export.ops import NMS_ROUNDS, OPS
 from glmd_runtime import backends
 from glmd_runtime.backends import run_padded
 from glmd_runtime.bundle import Reference
 from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.preprocess import Geometry
 from glmd_train.checkpoint import Checkpoint
 from tests.conftest import skip_unless
+from tests.reference import postprocess as slow_postprocess
 
-BACKENDS = pytest.mark.parametrize("name", backends.BACKENDS)
+BACKENDS = pytest.mark.parametrize("name", backends.readers("model.onnx"))
 
 
 def load(name: str, model: Path) -> backends.Backend:
@@ -29,8 +36,9 @@ def load(name: str, model: Path) -> backends.Backend:
     return backends.load(name, model)
 
 
-def test_in_pytorch_it_is_the_model(checkpoint: Checkpoint, reference: Reference) -> None:
-    graph = ExportGraph(checkpoint.model, StandardOps(), checkpoint.preprocess.size_hw).eval()
+@pytest.mark.parametrize("ops", OPS)
+def test_in_pytorch_it_is_the_model(ops: str, checkpoint: Checkpoint, reference: Reference) -> None:
+    graph = ExportGraph(checkpoint.model, OPS[ops](), checkpoint.preprocess.size_hw).eval()
     images, valid_hw = torch.from_numpy(reference.images), torch.from_numpy(reference.valid_hw)
     with torch.inference_mode():
         stages = graph(images, valid_hw)
@@ -53,6 +61,72 @@ def test_shapes_are_static_and_declared(
     assert set(Stages._fields) <= set(shapes)
     open_ones = [name for name, shape in shapes.items() if 0 in shape]
     assert len(open_ones) <= 4 * batch  # what NonMaxSuppression finds, until it is filled up
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_every_image_of_a_plain_batch_is_on_its_own(
+    batch: int, checkpoint: Checkpoint, reference: Reference, tmp_path: Path
+) -> None:
+    model = export_onnx(checkpoint, tmp_path / "model.onnx", batch=batch, ops="plain")
+    images, valid_hw = (np.resize(a, (batch, *a.shape[1:])) for a in (reference.images, reference.valid_hw))
+    came = load("onnxruntime", model).run({"images": images, "valid_hw": valid_hw})
+    for key in OUTPUTS:
+        expected = np.resize(getattr(reference, key), came[key].shape)
+        np.testing.assert_allclose(came[key].astype(np.float32), expected.astype(np.float32), rtol=1e-4, atol=1e-3)
+
+
+def test_the_plugin_graph_has_both_operators(half_models: dict[str, Path]) -> None:
+    """With the attributes that cpp_plugins/README.md promises to read."""
+    nodes = {n.op_type: n for n in onnx.load(half_models["plugin"]).graph.node if n.domain == "glmd"}
+    said = {kind: {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute} for kind, n in nodes.items()}
+    assert said["GlmdRoiAlign"] == {"bins": 8, "stride": 8, "sampling_ratio": 0}
+    assert said["GlmdSelectProposals"] == {"pre_nms_topk": 200, "proposals": 24, "iou": pytest.approx(0.7)}
+
+
+K, PROPOSALS = 3, 14  # fewer than NMS_ROUNDS, so that no chain is too long
+GRID = st.integers(0, 12)
+RAW = arrays(np.int64, (PROPOSALS, K, 4), elements=GRID)
+SCORES = arrays(np.int64, (PROPOSALS, K), elements=st.integers(0, 10 * PROPOSALS))
+
+
+@settings(max_examples=150, deadline=None)
+@given(corners=RAW, scores=SCORES, valid=arrays(np.bool_, PROPOSALS), most=st.integers(1, 50))
+def test_end_to_end_is_the_devices_post_processing(
+    corners: np.ndarray, scores: np.ndarray, valid: np.ndarray, most: int
+) -> None:
+    assert PROPOSALS < NMS_ROUNDS
+    low, high = np.minimum(corners[..., :2], corners[..., 2:]), np.maximum(corners[..., :2], corners[..., 2:]) + 1
+    boxes = np.concatenate([low, high], axis=2).astype(np.float32)
+    # No ties: which of two equal scores comes first is nobody's promise.
+    different = scores + np.linspace(0, 0.9, scores.size).reshape(scores.shape)
+    scores = (different / (10 * PROPOSALS + 1)).astype(np.float32)
+    spec = PostprocessSpec((0.1, 0.5, 0.9), nms_iou=0.5, max_detections=most)
+    final = EndToEnd(nn.Identity(), spec).finish(*(torch.from_numpy(a)[None] for a in (boxes, scores, valid)))
+    expected = slow_postprocess(boxes, scores, valid, spec.score_thresholds, spec.nms_iou, most)
+    count = int(final.num_dets[0, 0])
+    rows = zip(final.det_scores[0].tolist(), final.det_classes[0].tolist(), final.det_boxes[0].tolist(), strict=True)
+    assert [(s, c, tuple(b)) for s, c, b in rows][:count] == expected
+    assert not any(getattr(final, name)[0, count:].any() for name in Final._fields[1:])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_end_to_end_exported(precision: str, checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> None:
+    models = [
+        export_onnx(checkpoint, tmp_path / f"{end2end}.onnx", ops="plain", precision=precision, end2end=end2end)
+        for end2end in (False, True)
+    ]
+    inputs = {"images": reference.images, "valid_hw": reference.valid_hw}
+    raw, final = (run_padded(load("onnxruntime", model), 1, inputs) for model in models)
+    found = 0
+    for i, (h, w) in enumerate(reference.valid_hw.astype(int).tolist()):
+        one = RawOutputs(raw["boxes"][i], raw["scores"][i], raw["valid"][i])
+        expected = postprocess(one, Geometry((h, w), (h, w)), checkpoint.postprocess, checkpoint.class_names)
+        count = int(final["num_dets"][i, 0])
+        np.testing.assert_allclose(final["det_scores"][i, :count], expected.scores, atol=1e-5)
+        np.testing.assert_allclose(final["det_boxes"][i, :count], expected.xyxy, atol=1e-3)
+        assert final["det_classes"][i, :count].tolist() == expected.class_ids.tolist()
+        found += count
+    assert found > 0
 
 
 def test_the_graph_is_lean(model_of_one: Path) -> None:
