@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import skip_unless
+from tests.fakes.gpu import FakeGpu, fake_gpu
 
 
 @pytest.fixture
@@ -27,3 +29,11 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "own.glmd"))
+
+
+@pytest.fixture
+def gpu(tmp_path: Path) -> Iterator[FakeGpu]:
+    """A fake machine with TensorRT 10.3 and one GPU of compute capability 8.7."""
+    skip_unless(find_spec("onnxruntime") is not None, "onnxruntime", "the fake TensorRT computes with onnxruntime")
+    with fake_gpu(tmp_path) as machine:
+        yield machine
