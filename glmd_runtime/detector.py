@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glmd_runtime import backends
+from glmd_runtime.backends.device_array import is_on_device
 from glmd_runtime.bundle import Bundle, open_bundle
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.errors import BundleError, FrameError, GlmdError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
-from glmd_runtime.preprocess import preprocess
-from glmd_runtime.verify import VerifyReport
+from glmd_runtime.preprocess import Geometry, preprocess
+from glmd_runtime.selection import open_best
 
 if TYPE_CHECKING:
     from glmd_runtime.video.frame import Frame
@@ -26,13 +27,17 @@ class Detector:
 
     Args:
         engine: a bundle `name.glmd`, or one engine file inside it.
-        backend: "openvino" or "onnxruntime"; "auto" takes the fastest that is installed and whose answers passed
-            verification in the bundle; or an object with `run` and `close`.
+        backend: "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; "auto" takes the fastest that can run here and
+            whose answers are right: they passed verification in the bundle, or (TensorRT) do when the engine is opened;
+            or an object with `run` and `close`.
         score_threshold: one number in 0..1 for all classes instead of the manifest's thresholds.
-        threads: CPU threads of the backend; None leaves it to the library.
+        threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library.
+        device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
+        build: "auto" builds a TensorRT engine on this device when there is none in the cache, which takes minutes;
+            "never" uses only what is cached.
     Raises:
         BundleError: no bundle, or one that is damaged; UnsupportedError: no backend here can run it;
-        UsageError: a value out of range.
+        UsageError: a value out of range; of a backend that was asked for by name, what `engines.open_engine` raises.
     """
 
     def __init__(
@@ -42,27 +47,32 @@ class Detector:
         backend: str | backends.Backend = "auto",
         score_threshold: float | None = None,
         threads: int | None = None,
+        device: str | None = None,
+        build: str = "auto",
     ) -> None:
         bundle, files = _open(Path(engine))
         self._manifest = bundle.manifest
         self._postprocess = _with_threshold(bundle.manifest.postprocess, score_threshold)
         self._backend: backends.Backend | None
         if isinstance(backend, str):
-            self._backend_name, self._engine = _choose(bundle, files, backend)
-            self._backend = backends.load(self._backend_name, bundle.path / self._engine, threads)
+            self._backend_name, self._engine, self._backend = open_best(
+                bundle, files, backend, threads=threads, device=device, build=build
+            )
         else:
             self._backend_name, self._engine, self._backend = type(backend).__name__, files[0], backend
+        self._device = getattr(self._backend, "device", "unknown")
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self._manifest.class_names
 
     def info(self) -> dict[str, Any]:
-        """What runs here, as plain values: model, engine, backend, precision, thresholds, input size, provenance."""
+        """What runs here, as plain values: model, engine, backend, device, precision, thresholds, size, provenance."""
         return {
             "name": self._manifest.name,
             "engine": self._engine,
             "backend": self._backend_name,
+            "device": self._device,
             "precision": self._manifest.engines[self._engine],
             "score_thresholds": dict(zip(self.class_names, self._postprocess.score_thresholds, strict=True)),
             "size_hw": list(self._manifest.preprocess.size_hw),
@@ -72,18 +82,47 @@ class Detector:
     def run(self, frame: Any) -> Detections:
         """Detect the objects of one frame.
 
-        Args: frame, (H, W) uint8 intensities or uint16 raw counts, or (H, W, 3) uint8 BGR; numpy or DLPack.
+        Args: frame, (H, W) uint8 intensities or uint16 raw counts, or (H, W, 3) uint8 BGR; numpy or DLPack, in host
+            memory, for that is where frames are preprocessed.
         Returns: boxes in frame pixels, best score first.
         Raises: FrameError for another array, GlmdError after `close`.
+        """
+        image, geometry = preprocess(_as_numpy(frame), self._manifest.preprocess)
+        return self.run_images(image[None], [geometry])[0]
+
+    def run_images(self, images: Any, geometries: Sequence[Geometry]) -> list[Detections]:
+        """Detect the objects of N images that are preprocessed already.
+
+        With TensorRT they may lie on its CUDA device, as arrays of torch, cupy or pycuda (anything with DLPack or
+        `__cuda_array_interface__`), and are then copied within the device only.
+
+        Args: images, (N, C, H, W) float32, N >= 1, as `preprocess` makes them; geometries, one an image.
+        Returns: one result an image, boxes in pixels of the frame that the geometry names, best score first.
+        Raises: FrameError for another shape, type or place, GlmdError after `close`.
         """
         backend = self._backend
         if backend is None:
             raise GlmdError("The Detector is closed and cannot run another frame. Make a new one.")
-        image, geometry = preprocess(_as_numpy(frame), self._manifest.preprocess)
-        inputs = {"images": image[None], "valid_hw": np.asarray([geometry.valid_hw], np.float32)}
+        self._check_images(images, len(geometries))
+        valid_hw = np.asarray([geometry.valid_hw for geometry in geometries], np.float32)  # (N, 2)
+        inputs = {"images": images if is_on_device(images) else np.asarray(images), "valid_hw": valid_hw}
         outputs = backends.run_padded(backend, self._manifest.graph.batch, inputs)
-        raw = RawOutputs(outputs["boxes"][0], outputs["scores"][0], outputs["valid"][0].astype(bool))
-        return postprocess(raw, geometry, self._postprocess, self.class_names)
+        rows = zip(outputs["boxes"], outputs["scores"], outputs["valid"].astype(bool), geometries, strict=True)
+        return [postprocess(RawOutputs(*raw), to, self._postprocess, self.class_names) for *raw, to in rows]
+
+    def _check_images(self, images: Any, count: int) -> None:
+        shape = (count, *self._manifest.graph.inputs["images"][1:])
+        dtype = str(images.dtype).rpartition(".")[2]  # torch says torch.float32
+        if tuple(images.shape) != shape or dtype != "float32" or not count:
+            raise FrameError(
+                f"images must be {shape} float32, at least one, for {count} geometries; got {tuple(images.shape)} "
+                f"{dtype}. Make them as glmd_runtime.preprocess does."
+            )
+        if is_on_device(images) and self._backend_name in ("openvino", "onnxruntime"):
+            raise FrameError(
+                f"{self._backend_name} needs images in host memory; got {type(images).__name__} on a CUDA device. "
+                "Pass a copy that is (of a torch tensor, images.cpu()), or use a TensorRT backend."
+            )
 
     def stream(self, source: str | Path | Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
         """Every frame of a source with its detections.
@@ -124,25 +163,6 @@ def _open(engine: Path) -> tuple[Bundle, list[str]]:
     return bundle, [engine.name]
 
 
-def _choose(bundle: Bundle, engines: list[str], backend: str) -> tuple[str, str]:
-    """(backend, engine file): the named backend, or the fastest that is installed and passed verification."""
-    if backend != "auto":
-        backends.require(backend)
-    elif not backends.available():
-        raise UnsupportedError(f"No inference library is installed. Run: {backends.INSTALL}")
-    report = VerifyReport.from_dict(bundle.verify)
-    for name in backends.available():
-        for engine in engines:
-            if backend == name and name in backends.readers(engine):
-                return name, engine
-            if backend == "auto" and report.passed(engine, name):
-                return name, engine
-    raise UnsupportedError(
-        f"{bundle.path} has no engine that {backend if backend != 'auto' else 'passed verification and'} can run here: "
-        f"engines {engines}, installed {backends.available()}. Run glmd-verify on it, or name another backend."
-    )
-
-
 def _with_threshold(spec: PostprocessSpec, score_threshold: float | None) -> PostprocessSpec:
     if score_threshold is None:
         return spec
@@ -153,7 +173,14 @@ def _with_threshold(spec: PostprocessSpec, score_threshold: float | None) -> Pos
 
 def _as_numpy(frame: Any) -> Any:
     """A numpy view of an array that speaks DLPack; anything else is left for `preprocess` to judge."""
-    if isinstance(frame, np.ndarray) or not hasattr(frame, "__dlpack__"):
+    if isinstance(frame, np.ndarray):
+        return frame
+    if is_on_device(frame):
+        raise FrameError(
+            f"A frame must be in host memory, where it is preprocessed; got {type(frame).__name__} on a CUDA device. "
+            "Pass a copy that is (of a torch tensor, frame.detach().cpu()), or preprocess it there and use run_images."
+        )
+    if not hasattr(frame, "__dlpack__"):
         return frame
     try:
         return np.from_dlpack(frame)

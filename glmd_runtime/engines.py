@@ -121,9 +121,14 @@ def _build_cached(bundle: Bundle, engine: str, new: Path, folder: Path, index: i
     )
 
 
+def needs_plugins(engine: str) -> bool:
+    """Whether an engine file holds this project's custom operators."""
+    return fnmatch(engine, "model.plugin.*")
+
+
 def _plugins_for(engine: str) -> Path | None:
     """The plugin library, if the graph needs one. Raises: UnsupportedError when it is not there."""
-    if not fnmatch(engine, "model.plugin.*"):
+    if not needs_plugins(engine):
         return None
     if library := find_plugins():
         return library

@@ -19,6 +19,7 @@ __all__ = [
     "Tensors",
     "available",
     "load",
+    "preference",
     "readers",
     "require",
     "run_padded",
@@ -62,6 +63,11 @@ def available() -> list[str]:
 def readers(engine: str) -> list[str]:
     """Names of the backends that read this file of a bundle, installed or not."""
     return [name for name, entry in BACKENDS.items() if any(fnmatch(engine, pattern) for pattern in entry.reads)]
+
+
+def preference(name: str, engine: str) -> int:
+    """A smaller number for the file that a backend would rather read, of two of one precision."""
+    return [fnmatch(engine, pattern) for pattern in BACKENDS[name].reads].index(True)
 
 
 def why_not(name: str) -> str:

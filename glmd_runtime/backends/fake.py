@@ -20,6 +20,8 @@ class FakeBackend:
     >>> Detector("model.glmd", backend=FakeBackend(graph, two_frames))  # doctest: +SKIP
     """
 
+    device = "cpu"
+
     def __init__(self, graph: GraphSpec, script: Sequence[Sequence[Row]]) -> None:
         self._graph = graph
         self._script = cycle(script)

@@ -86,16 +86,16 @@ def test_dlpack(tiny_bundle: Path, installed: str) -> None:
 
 @pytest.mark.parametrize("cause", [BufferError, RuntimeError, TypeError])
 def test_dlpack_that_numpy_cannot_read(cause: type[Exception], tiny_bundle: Path) -> None:
-    class OnTheDevice:
+    class Unwilling:
         def __dlpack__(self, **_: Any) -> Any:
             raise cause("the tensor requires grad")
 
         def __dlpack_device__(self) -> tuple[int, int]:
-            return 2, 0
+            return 1, 0
 
     detector = Detector(tiny_bundle, backend=FakeBackend(tiny.graph_spec(), [[]]))
-    with pytest.raises(FrameError, match=r"got OnTheDevice: .*\.detach\(\)\.cpu\(\)"):
-        detector.run(OnTheDevice())
+    with pytest.raises(FrameError, match=r"got Unwilling: .*\.detach\(\)\.cpu\(\)"):
+        detector.run(Unwilling())
 
 
 def test_auto_takes_the_fastest_that_passed(tmp_path: Path, installed: str) -> None:
@@ -136,6 +136,7 @@ def test_info(tiny_bundle: Path, installed: str) -> None:
             "name": "tiny",
             "engine": "model.onnx",
             "backend": installed,
+            "device": "cpu",
             "precision": "fp32",
             "score_thresholds": {"person": 0.2, "car": 0.1},
             "size_hw": [64, 80],
