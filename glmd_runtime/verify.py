@@ -2,15 +2,18 @@
 
 Two correct engines may put proposals in another order, or keep another one of two whose objectness nearly ties. So
 proposals are paired by their boxes before numbers are compared, and detections by class, overlap and score. A
-detection without a partner is forgiven where a nearly equal score explains it: beside the threshold, or suppressed
-on the other side by a twin. Everything else fails.
+detection without a partner is forgiven, and counted, where a nearly equal score explains it: beside the threshold, or
+suppressed on the other side by a twin. Everything else fails.
+
+INT8 is judged by what a user would miss: its raw outputs are reported, and the reference's confident detections must be
+found again, whatever their scores became.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +21,15 @@ from numpy.typing import NDArray
 from glmd_runtime import backends, boxes
 from glmd_runtime.bundle import Bundle, Manifest, Reference
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.errors import BundleError, ParityError, PrecisionError, UnsupportedError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
 
 Status = Literal["passed", "failed", "not_run"]
 Floats = NDArray[np.floating[Any]]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # row of one side, row of the other
+Check = tuple[str, float, Literal["<=", ">="], float]  # what, how much, and its bound
+OpenEngine = Callable[[Bundle, str, str], backends.Backend]  # bundle, engine file, name of the backend
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,11 @@ class Tolerance:
     rtol              relative part of the bound
     score_atol        absolute part, scores
     box_atol          absolute part, boxes in units of the canvas's longer side
-    cosine            least cosine of paired scores
+    cosine            least cosine of paired boxes, and of paired scores
     iou, score        a detection's partner has the same class, at least this IoU, at most this difference of score
     unmatched         share of detections that may have no partner
+    floor             detections need a partner above this score
+    both_ways         whether the engine's detections need one in the reference, too
     """
 
     pair_px: float
@@ -52,16 +59,29 @@ class Tolerance:
     iou: float
     score: float
     unmatched: float
+    floor: float
+    both_ways: bool
 
 
+SCORE_FLOOR = 0.05  # detections are compared down to this score, whatever the manifest's thresholds are
+CONFIDENT = 0.3  # INT8 must find again what the reference is at least as sure of
 TOLERANCES = {
-    "fp32": Tolerance(2.0, 0.01, 1.0, 1e-3, 1e-4, 1e-4, 0.999, iou=0.99, score=1e-3, unmatched=0.0),
-    "fp16": Tolerance(8.0, 0.05, 0.99, 1e-3, 2e-2, 2e-3, 0.999, iou=0.95, score=0.02, unmatched=0.01),
+    "fp32": Tolerance(
+        2.0, 0.01, 1.0, 1e-3, 1e-4, 1e-4, 0.999,
+        iou=0.99, score=1e-3, unmatched=0.0, floor=SCORE_FLOOR, both_ways=True,
+    ),
+    "fp16": Tolerance(
+        8.0, 0.05, 0.99, 1e-3, 2e-2, 2e-3, 0.999,
+        iou=0.95, score=0.02, unmatched=0.01, floor=SCORE_FLOOR, both_ways=True,
+    ),
+    # Infinite bounds report a number without judging it; one that is no number still fails.
+    "int8": Tolerance(
+        16.0, 1.0, 0.99, 1e-3, np.inf, np.inf, -1.0,
+        iou=0.8, score=np.inf, unmatched=0.05, floor=CONFIDENT, both_ways=False,
+    ),
 }
 PREPROCESS = "preprocess"  # the stage before every engine
 ENGINE_STAGES = ("raw", "detections")  # what an engine answers; glmd-export adds the stages inside the graph
-SCORE_FLOOR = 0.05  # detections are compared down to this score, whatever the manifest's thresholds are
-
 
 @dataclass(frozen=True)
 class VerifyRow:
@@ -104,10 +124,20 @@ class VerifyReport:
         return cls(tuple(VerifyRow(**row) for row in values["rows"]))
 
 
-def verify_bundle(bundle: Bundle, backend: str | None = None) -> VerifyReport:
-    """Run every engine of a bundle on every backend installed here, or on one, against the bundle's own reference.
+def load_engine(bundle: Bundle, engine: str, backend: str) -> backends.Backend:
+    """An engine file as it lies in the bundle; nothing is built, so "tensorrt" needs `engines.open_engine`."""
+    return backends.load(backend, bundle.path / engine)
 
-    Raises: UnsupportedError when no backend is installed, or not the one asked for; UsageError when it is unknown.
+
+def verify_bundle(
+    bundle: Bundle, backend: str | None = None, *, open_engine: OpenEngine = load_engine
+) -> VerifyReport:
+    """Run every engine of a bundle on every backend that can run here, or on one, against the bundle's own reference.
+
+    Returns: failed rows also for engines that do not load; not_run rows for those that cannot run here, with the reason
+        and the command to run elsewhere.
+    Raises: UnsupportedError when no backend is installed, or the one asked for cannot run; UsageError when it is
+        unknown.
     """
     if backend is not None:
         backends.require(backend)
@@ -117,21 +147,36 @@ def verify_bundle(bundle: Bundle, backend: str | None = None) -> VerifyReport:
     for engine in bundle.manifest.engines:
         for name in backends.readers(engine):
             if backend in (None, name):
-                rows += _verify_engine(bundle, engine, name)
+                rows += _verify_engine(bundle, engine, name, open_engine)
     return VerifyReport(tuple(rows))
 
 
-def _verify_engine(bundle: Bundle, engine: str, name: str) -> list[VerifyRow]:
+def _verify_engine(bundle: Bundle, engine: str, name: str, open_engine: OpenEngine) -> list[VerifyRow]:
     precision = bundle.manifest.engines[engine]
-    if name not in backends.available() or precision not in TOLERANCES:
-        installed = name in backends.available()
-        reason = f"no tolerance is defined for {precision}" if installed else f"{name} is not installed"
+    if precision not in TOLERANCES:
+        reason = f"no tolerance is defined for {precision}"
         return [VerifyRow(engine, name, precision, stage, "not_run", reason) for stage in ENGINE_STAGES]
-    backend = backends.load(name, bundle.path / engine)
+    if why := backends.why_not(name):
+        return not_run_rows(bundle, engine, name, why)
+    try:
+        backend = open_engine(bundle, engine, name)
+    except UnsupportedError as error:
+        return not_run_rows(bundle, engine, name, str(error))
+    except (BundleError, ParityError, PrecisionError) as error:
+        return [VerifyRow(engine, name, precision, stage, "failed", str(error)) for stage in ENGINE_STAGES]
     try:
         return check_engine(backend, name, engine, bundle.manifest, bundle.reference)
     finally:
         backend.close()
+
+
+def not_run_rows(
+    bundle: Bundle, engine: str, backend: str, why: str, stages: Sequence[str] = ENGINE_STAGES
+) -> list[VerifyRow]:
+    """Rows of an engine that cannot run here: `why` (with its remedy), and the command to run where it can."""
+    reason = f"{why.rstrip('. ')}. Then, or where it can run: glmd-verify {bundle.path.name} --backend {backend}"
+    precision = bundle.manifest.engines[engine]
+    return [VerifyRow(engine, backend, precision, stage, "not_run", reason) for stage in stages]
 
 
 def check_preprocess(reference: Reference, spec: PreprocessSpec) -> VerifyRow:
@@ -150,9 +195,7 @@ def check_engine(
 ) -> list[VerifyRow]:
     """Two rows: an engine's raw outputs, and the detections made of them, against the reference."""
     precision = manifest.engines[engine]
-    inputs = {"images": reference.images, "valid_hw": reference.valid_hw}
-    outputs = backends.run_padded(backend, manifest.graph.batch, inputs)
-    came = [RawOutputs(*row) for row in zip(*(outputs[k] for k in ("boxes", "scores", "valid")), strict=True)]
+    came = run_engine(backend, manifest, reference)
     expected, tolerance = reference.raw_outputs, TOLERANCES[precision]
     outcomes = (
         compare_raw(expected, came, tolerance, canvas=max(reference.images.shape[2:])),
@@ -164,22 +207,27 @@ def check_engine(
     ]
 
 
+def run_engine(backend: backends.Backend, manifest: Manifest, reference: Reference) -> list[RawOutputs]:
+    """An engine's raw outputs of the reference's images, in their order."""
+    inputs = {"images": reference.images, "valid_hw": reference.valid_hw}
+    outputs = backends.run_padded(backend, manifest.graph.batch, inputs)
+    return [RawOutputs(*row) for row in zip(*(outputs[k] for k in ("boxes", "scores", "valid")), strict=True)]
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """Numbers, and a sentence for each bound that they break."""
+    """Numbers, and a sentence for each bound that they break, or for why they prove nothing (not_run)."""
 
     metrics: Mapping[str, float]
     reason: str = ""
+    status: Status = "passed"
 
     @classmethod
-    def of(cls, *checks: tuple[str, float, Literal["<=", ">="], float]) -> Outcome:
-        """From (name, value, relation, bound); a value that is not a number breaks its bound."""
+    def of(cls, *checks: Check, **reported: float) -> Outcome:
+        """From (name, value, relation, bound); a value that is not a number breaks its bound. `reported` has none."""
         broken = [f"{n} {v:.4g}, expected {r} {b:g}" for n, v, r, b in checks if not (v <= b if r == "<=" else v >= b)]
-        return cls({name: float(value) for name, value, _, _ in checks}, "; ".join(broken))
-
-    @property
-    def status(self) -> Status:
-        return "failed" if self.reason else "passed"
+        metrics = {name: float(value) for name, value, _, _ in checks} | reported
+        return cls(metrics, "; ".join(broken), "failed" if broken else "passed")
 
 
 def compare_raw(
@@ -187,15 +235,33 @@ def compare_raw(
 ) -> Outcome:
     """Raw outputs of the same images, proposals paired by their boxes; `canvas` is its longer side in pixels."""
     most = sum(max(a.valid.sum(), b.valid.sum()) for a, b in zip(expected, came, strict=True))
-    pairs = [pair_proposals(a, b, tolerance.pair_px) for a, b in zip(expected, came, strict=True)]
-    boxes_a, boxes_b = (np.concatenate([side[i].boxes for side in pairs]) / canvas for i in (0, 1))  # (P, K, 4)
-    scores_a, scores_b = (np.concatenate([side[i].scores for side in pairs]) for i in (0, 1))  # (P, K)
+    a, b = _paired(expected, came, tolerance)
+    unpaired = 1 - len(a.boxes) / most if most else 0.0
     return Outcome.of(
-        ("unpaired", 1 - len(boxes_a) / most if most else 0.0, "<=", tolerance.unpaired),
-        ("box_error", _error(boxes_a, boxes_b, tolerance), "<=", tolerance.box_atol),
-        ("score_error", _error(scores_a, scores_b, tolerance), "<=", tolerance.score_atol),
-        ("score_cosine", _cosine(scores_a, scores_b), ">=", tolerance.cosine),
+        ("unpaired", unpaired, "<=", tolerance.unpaired),
+        *array_checks("box", a.boxes / canvas, b.boxes / canvas, tolerance.box_atol, tolerance),
+        *array_checks("score", a.scores, b.scores, tolerance.score_atol, tolerance),
+        **array_spread("box_px", a.boxes, b.boxes),
+        **array_spread("score", a.scores, b.scores),
     )
+
+
+def score_pairs(expected: Sequence[RawOutputs], came: Sequence[RawOutputs], tolerance: Tolerance) -> Floats:
+    """(P, 2) scores of the reference and of an engine, one row a class of each paired proposal (to be plotted)."""
+    a, b = _paired(expected, came, tolerance)
+    return np.stack([a.scores.ravel(), b.scores.ravel()], axis=1)
+
+
+def _paired(
+    expected: Sequence[RawOutputs], came: Sequence[RawOutputs], tolerance: Tolerance
+) -> tuple[RawOutputs, RawOutputs]:
+    """The paired proposals of all images, P rows on each side."""
+    pairs = [pair_proposals(a, b, tolerance.pair_px) for a, b in zip(expected, came, strict=True)]
+    first, second = (
+        RawOutputs(*(np.concatenate([getattr(raw, name) for raw in side]) for name in ("boxes", "scores", "valid")))
+        for side in zip(*pairs, strict=True)
+    )
+    return first, second
 
 
 def pair_proposals(a: RawOutputs, b: RawOutputs, limit_px: float) -> tuple[RawOutputs, RawOutputs]:
@@ -217,35 +283,66 @@ def compare_detections(
     valid_hw: NDArray[np.float32],
     spec: PostprocessSpec,
 ) -> Outcome:
-    """Detections of the same images down to SCORE_FLOOR, in network pixels; `valid_hw` is (N, 2)."""
-    total = missing = 0
+    """Detections of the same images, in network pixels; `valid_hw` is (N, 2).
+
+    metrics: unmatched and extra, the shares of the reference's and of the engine's detections without a partner;
+    borderline and near_ties, how many more were forgiven; detections, the reference's number. Not_run where only the
+    reference's detections count, and there is none.
+    """
+    lost, extra = _Tally(), _Tally()
     for a, b, (h, w) in zip(expected, came, valid_hw, strict=True):
-        for one, other in ((a, b), (b, a)):
-            found = _detect(one, (int(h), int(w)), spec)
-            total += len(found)
-            missing += len(_missing(found, other, (int(h), int(w)), tolerance, spec))
-    outcome = Outcome.of(("unmatched", missing / max(total, 1), "<=", tolerance.unmatched))
-    return replace(outcome, metrics={**outcome.metrics, "detections": total / 2})
+        lost += _tally(a, b, (int(h), int(w)), tolerance, spec)
+        extra += _tally(b, a, (int(h), int(w)), tolerance, spec)
+    outcome = Outcome.of(
+        ("unmatched", lost.share, "<=", tolerance.unmatched),
+        ("extra", extra.share, "<=", tolerance.unmatched if tolerance.both_ways else np.inf),
+        detections=lost.found,
+        borderline=lost.borderline + extra.borderline,
+        near_ties=lost.near_ties + extra.near_ties,
+    )
+    if lost.found or tolerance.both_ways:
+        return outcome
+    reason = f"the reference has no detection above {tolerance.floor:g} to be found again. Export a trained checkpoint"
+    return replace(outcome, status="not_run", reason=reason)
 
 
-def _detect(raw: RawOutputs, hw: tuple[int, int], spec: PostprocessSpec, **changes: Any) -> Detections:
-    names = tuple(str(k) for k in range(raw.scores.shape[1]))
-    floors = (SCORE_FLOOR,) * len(names)
-    return postprocess(raw, Geometry(hw, hw), replace(spec, score_thresholds=floors, **changes), names)
+class _Tally(NamedTuple):
+    """Of the detections found on one side: how many the other side lacks, and how many of them are explained."""
+
+    found: int = 0
+    missing: int = 0
+    borderline: int = 0
+    near_ties: int = 0
+
+    def __add__(self, other: _Tally) -> _Tally:  # type: ignore[override]
+        return _Tally(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def share(self) -> float:
+        return self.missing / max(self.found, 1)
 
 
-def _missing(
-    found: Detections, other: RawOutputs, hw: tuple[int, int], tolerance: Tolerance, spec: PostprocessSpec
-) -> Detections:
-    """Those of `found` that the other side lacks, and no near tie explains it.
+def _tally(
+    one: RawOutputs, other: RawOutputs, hw: tuple[int, int], tolerance: Tolerance, spec: PostprocessSpec
+) -> _Tally:
+    """Detections of `one` that `other` lacks.
 
     NMS and the cut to `max_detections` are the same code on both sides: what the other side has before them, and
-    only lost in them, it lost to a nearly equal score.
+    only lost in them, it lost to a nearly equal score. Where scores have no bound, none is nearly equal.
     """
+    found = _detect(one, hw, spec, tolerance.floor)
     left = found[_without_partner(found, _detect(other, hw, spec), tolerance)]
-    left = left[left.scores > SCORE_FLOOR + 2 * tolerance.score]
-    before_nms = _detect(other, hw, spec, nms_iou=1.0, max_detections=other.scores.size)
-    return left[_without_partner(left, before_nms, tolerance)]
+    if not np.isfinite(tolerance.score):
+        return _Tally(len(found), len(left))
+    sure = left[left.scores > tolerance.floor + 2 * tolerance.score]
+    before_nms = _detect(other, hw, replace(spec, nms_iou=1.0, max_detections=other.scores.size))
+    missing = sure[_without_partner(sure, before_nms, tolerance)]
+    return _Tally(len(found), len(missing), len(left) - len(sure), len(sure) - len(missing))
+
+
+def _detect(raw: RawOutputs, hw: tuple[int, int], spec: PostprocessSpec, floor: float = SCORE_FLOOR) -> Detections:
+    names = tuple(str(k) for k in range(raw.scores.shape[1]))
+    return postprocess(raw, Geometry(hw, hw), replace(spec, score_thresholds=(floor,) * len(names)), names)
 
 
 def _without_partner(found: Detections, others: Detections, tolerance: Tolerance) -> NDArray[np.bool_]:
@@ -259,23 +356,29 @@ def _without_partner(found: Detections, others: Detections, tolerance: Tolerance
 
 
 def greedy_pairs(cost: Floats) -> Pairs:
-    """(N, M) costs, infinite where a pair is not allowed -> rows and columns of the cheapest pairs, one to one."""
-    cost, pairs = cost.copy(), []
-    while cost.size and np.isfinite(cost).any():
-        i, j = np.unravel_index(np.argmin(cost), cost.shape)
-        pairs.append((i, j))
-        cost[i, :] = cost[:, j] = np.inf
-    rows, columns = np.asarray(pairs, np.int64).reshape(-1, 2).T
-    return rows, columns
+    """(N, M) costs, not finite where a pair is not allowed -> rows and columns of the cheapest pairs, one to one."""
+    rows, columns = np.nonzero(np.isfinite(cost))
+    free_row, free_column = (np.ones(n, bool) for n in cost.shape)
+    chosen = []
+    for k in np.argsort(cost[rows, columns], kind="stable"):
+        if free_row[rows[k]] and free_column[columns[k]]:
+            free_row[rows[k]] = free_column[columns[k]] = False
+            chosen.append(k)
+    return rows[chosen], columns[chosen]
 
 
-def _error(a: Floats, b: Floats, tolerance: Tolerance) -> float:
-    """The tolerance's quantile of what exceeds the relative bound; compared with the absolute bound alone."""
-    excess = np.abs(b - a) - tolerance.rtol * np.abs(a)
-    return float(np.maximum(0, np.quantile(excess, tolerance.quantile))) if excess.size else 0.0
-
-
-def _cosine(a: Floats, b: Floats) -> float:
-    """Cosine of two arrays as vectors; 1 when there is nothing to compare."""
+def array_checks(key: str, a: Floats, b: Floats, atol: float, tolerance: Tolerance) -> list[Check]:
+    """Reference a against b, of one shape: the tolerance's quantile of what exceeds `rtol` of |a|, and the cosine."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    excess = np.maximum(0, np.abs(b - a) - tolerance.rtol * np.abs(a))
+    error = float(np.quantile(excess, tolerance.quantile)) if a.size else 0.0
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.vdot(a, b)) / norms if norms else float(np.array_equal(a, b))
+    cosine = float(np.vdot(a, b)) / norms if norms else float(np.array_equal(a, b))
+    return [(f"{key}_error", error, "<=", atol), (f"{key}_cosine", cosine, ">=", tolerance.cosine)]
+
+
+def array_spread(key: str, a: Floats, b: Floats) -> dict[str, float]:
+    """The largest difference and its 99th percentile, to be reported."""
+    apart = np.abs(np.asarray(b, np.float64) - a)
+    both = (float(apart.max()), float(np.quantile(apart, 0.99))) if apart.size else (0.0, 0.0)
+    return {f"{key}_max": both[0], f"{key}_p99": both[1]}
