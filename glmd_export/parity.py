@@ -9,39 +9,49 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx.utils
 import torch
 from numpy.typing import NDArray
+from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor
 
 from glmd_export.graph import Stages
 from glmd_runtime import backends
-from glmd_runtime.backends import Tensors
+from glmd_runtime.backends import Backend, Tensors, run_padded
 from glmd_runtime.bundle import Bundle, Reference
+from glmd_runtime.engines import open_engine
+from glmd_runtime.errors import BundleError, ParityError, PrecisionError
 from glmd_runtime.postprocess import RawOutputs
 from glmd_runtime.preprocess import preprocess
 from glmd_runtime.verify import (
     ENGINE_STAGES,
     TOLERANCES,
+    Check,
     Outcome,
     Tolerance,
     VerifyReport,
     VerifyRow,
+    array_checks,
+    array_spread,
     check_engine,
     check_preprocess,
     compare_raw,
+    not_run_rows,
+    run_engine,
 )
 from glmd_runtime.video.simulator import snapshot
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.model.detector import GLMDNet
 
 Frames = Sequence[NDArray[Any]]
-Check = tuple[str, float, Literal["<=", ">="], float]  # what, how much, and the bound; see verify.Outcome
+BATCH = "batch"  # the stage that compares a batch with its images one by one
+_ARRAYS = tuple(field for field in fields(Reference) if field.name != "frames")
 # Scene, seed (far from those that training draws) and size of the four frames in reference.npz.
 _REFERENCE_SCENES = (
     ("ground", 910_001, (512, 640)),
@@ -85,15 +95,15 @@ def compare_rows(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> Iter
     reference = make_reference(checkpoint, frames)
     yield check_preprocess(reference, bundle.manifest.preprocess)
     tensors = _torch_tensors(checkpoint.model, reference)
-    for engine, precision in bundle.manifest.engines.items():
+    for engine in bundle.manifest.engines:
         for name in backends.readers(engine):
-            if name in backends.available():
-                yield from _stage_rows(bundle, engine, name, tensors)
-                yield from _chain_rows(bundle, engine, name, reference)
-            else:
-                stages = [*(stage.name for stage in STAGES), *ENGINE_STAGES]
-                reason = f"{name} is not installed"
-                yield from (VerifyRow(engine, name, precision, stage, "not_run", reason) for stage in stages)
+            stages = _stages_of(engine, name)
+            if why := backends.why_not(name):
+                yield from not_run_rows(bundle, engine, name, why, [*stages, *ENGINE_STAGES])
+                continue
+            if stages:
+                yield from stage_rows(bundle, engine, name, tensors)
+            yield from chain_rows(bundle, engine, name, reference)
 
 
 def make_reference(checkpoint: Checkpoint, frames: Frames) -> Reference:
@@ -139,16 +149,34 @@ def _tensors(*arrays: NDArray[Any]) -> list[Tensor]:
     return [torch.from_numpy(array) for array in arrays]
 
 
-def _chain_rows(bundle: Bundle, engine: str, name: str, reference: Reference) -> list[VerifyRow]:
-    """The engine as it is, from image to raw outputs and detections."""
-    backend = backends.load(name, bundle.path / engine)
+def chain_rows(bundle: Bundle, engine: str, name: str, reference: Reference) -> Iterator[VerifyRow]:
+    """The engine as it is, from image to raw outputs and detections; of a batch, whether its images are independent."""
     try:
-        return check_engine(backend, name, engine, bundle.manifest, reference)
+        backend = open_engine(bundle, engine, name)
+    except (BundleError, ParityError, PrecisionError) as error:
+        precision = bundle.manifest.engines[engine]
+        yield from (VerifyRow(engine, name, precision, stage, "failed", str(error)) for stage in ENGINE_STAGES)
+        return
+    try:
+        yield from check_engine(backend, name, engine, bundle.manifest, reference)
+        if bundle.manifest.graph.batch > 1:
+            yield _batch_row(backend, name, engine, bundle, reference)
     finally:
         backend.close()
 
 
-def _stage_rows(bundle: Bundle, engine: str, name: str, expected: Tensors) -> Iterator[VerifyRow]:
+def _batch_row(backend: Backend, name: str, engine: str, bundle: Bundle, reference: Reference) -> VerifyRow:
+    """N different images in one call against N calls with copies of one: images must not influence each other."""
+    manifest = bundle.manifest
+    precision, batch = manifest.engines[engine], manifest.graph.batch
+    some = [np.resize(getattr(reference, f.name), (batch, *getattr(reference, f.name).shape[1:])) for f in _ARRAYS]
+    together = run_engine(backend, manifest, Reference((), *some))
+    alone = [run_engine(backend, manifest, Reference((), *(a[i : i + 1] for a in some)))[0] for i in range(batch)]
+    outcome = compare_raw(alone, together, TOLERANCES[precision], max(reference.images.shape[2:]))
+    return VerifyRow(engine, name, precision, BATCH, outcome.status, outcome.reason, outcome.metrics)
+
+
+def stage_rows(bundle: Bundle, engine: str, name: str, expected: Tensors) -> Iterator[VerifyRow]:
     """Each stage of an ONNX file, fed with PyTorch's own input to it."""
     precision = bundle.manifest.engines[engine]
     cutter = onnx.utils.Extractor(onnx.load(bundle.path / engine))
@@ -158,13 +186,21 @@ def _stage_rows(bundle: Bundle, engine: str, name: str, expected: Tensors) -> It
         yield VerifyRow(engine, name, precision, stage.name, outcome.status, outcome.reason, outcome.metrics)
 
 
+def _stages_of(engine: str, name: str) -> list[str]:
+    """Of backends that load ONNX as it is pieces of the file can be run; a quantised graph is judged as a whole."""
+    in_pieces = engine in ("model.onnx", "model.fp16.onnx") and name in ("onnxruntime", "openvino")
+    return [stage.name for stage in STAGES] if in_pieces else []
+
+
 def _run_stage(cutter: onnx.utils.Extractor, stage: Stage, name: str, batch: int, expected: Tensors) -> Tensors:
     with tempfile.TemporaryDirectory() as scratch:
         piece = Path(scratch) / f"{stage.name}.onnx"
-        onnx.save(cutter.extract_model(list(stage.inputs), list(stage.outputs)), piece)
+        model = cutter.extract_model(list(stage.inputs), list(stage.outputs))
+        types = {i.name: tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in model.graph.input}
+        onnx.save(model, piece)
         backend = backends.load(name, piece)
         try:
-            return backends.run_padded(backend, batch, {key: expected[key] for key in stage.inputs})
+            return run_padded(backend, batch, {key: expected[key].astype(types[key]) for key in stage.inputs})
         finally:
             backend.close()
 
@@ -175,29 +211,20 @@ def _judge(stage: Stage, expected: Tensors, came: Tensors, tolerance: Tolerance)
     if stage.name == "proposals":
         return compare_raw(_as_raw(expected), _as_raw(came), tolerance, canvas)
     checks: list[Check] = []
+    reported: dict[str, float] = {}
     for key in stage.outputs:
         # What is said of padded proposals is never read.
         rows = expected["valid"] if key in _OF_PROPOSALS else slice(None)
         a, b = expected[key][rows], came[key][rows]
-        if key == "boxes":
-            checks += _checks(key, a / canvas, b / canvas, tolerance.box_atol, tolerance)
-        else:
-            # Rounding grows with the numbers that were summed: features of size 10 are compared in tens.
-            scale = max(1.0, float(np.sqrt(np.mean(np.square(a))))) if a.size else 1.0
-            checks += _checks(key, a / scale, b / scale, tolerance.score_atol, tolerance)
-    return Outcome.of(*checks)
+        # Boxes are compared in canvases. Rounding grows with the numbers that were summed: features of size 10 in tens.
+        scale = canvas if key == "boxes" else max(1.0, float(np.sqrt(np.mean(np.square(a)))) if a.size else 1.0)
+        atol = tolerance.box_atol if key == "boxes" else tolerance.score_atol
+        checks += array_checks(key, a / scale, b / scale, atol, tolerance)
+        reported |= array_spread(key, a / scale, b / scale)
+    return Outcome.of(*checks, **reported)
 
 
 def _as_raw(tensors: Tensors) -> list[RawOutputs]:
     """Proposals in the form of raw outputs, with one class and no score, so that they are paired by the same code."""
     rows = zip(tensors["proposals"], tensors["valid"], strict=True)
     return [RawOutputs(boxes[:, None], np.zeros((len(boxes), 1), np.float32), valid) for boxes, valid in rows]
-
-
-def _checks(key: str, a: NDArray[Any], b: NDArray[Any], atol: float, tolerance: Tolerance) -> list[Check]:
-    """Reference a and engine b, of one shape: the error is what exceeds `rtol` of the reference."""
-    excess = np.maximum(0, np.abs(b - a) - tolerance.rtol * np.abs(a))
-    error = float(np.quantile(excess, tolerance.quantile)) if a.size else 0.0
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    cosine = float(np.vdot(a, b)) / norms if norms else float(np.array_equal(a, b))
-    return [(f"{key}_error", error, "<=", atol), (f"{key}_cosine", cosine, ">=", tolerance.cosine)]

@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
     threads, load = torch.get_num_threads(), backends.load
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "load", lambda name, model, threads=None: load(name, model, 1))
+        patch.setattr(backends, "load", lambda name, model, threads=None, device=None: load(name, model, 1, device))
         yield
     torch.set_num_threads(threads)
 
@@ -100,10 +100,11 @@ def reference(checkpoint: Checkpoint, frames: tuple[np.ndarray, ...]) -> Referen
     return make_reference(checkpoint, frames)
 
 
-def seal(folder: Path, checkpoint: Checkpoint, model: Path, batch: int = 1) -> Bundle:
+def seal(folder: Path, checkpoint: Checkpoint, model: Path, batch: int = 1, name: str = "model.onnx") -> Bundle:
     """A bundle around an ONNX file, before its verification."""
+    precision = "fp16" if ".fp16." in name else "fp32"
     manifest = Manifest(
         "tiny_model", CLASS_NAMES, checkpoint.preprocess, checkpoint.postprocess, graph_spec(checkpoint, batch),
-        {"model.onnx": "fp32"},
+        {name: precision},
     )
-    return write_bundle(folder / "tiny_model.glmd", manifest, {"model.onnx": model})
+    return write_bundle(folder / "tiny_model.glmd", manifest, {name: model})

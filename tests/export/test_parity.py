@@ -10,10 +10,11 @@ import pytest
 from onnx import numpy_helper
 
 from glmd_export.onnx_export import export_onnx
-from glmd_export.parity import STAGES, compare, reference_frames
+from glmd_export.parity import BATCH, STAGES, compare, reference_frames
 from glmd_runtime import backends
 from glmd_runtime.verify import ENGINE_STAGES
 from glmd_train.checkpoint import Checkpoint
+from tests.conftest import skip_unless
 from tests.export.conftest import draw_checkpoint, seal
 
 Frames = tuple[np.ndarray, ...]
@@ -27,9 +28,40 @@ def test_an_honest_export_passes(
     report = compare(seal(tmp_path, checkpoint, request.getfixturevalue(model), batch), checkpoint, frames)
     assert [row for row in report.rows if row.status == "failed"] == []
     assert report.status == "passed"
-    for name in backends.available():
-        assert [r.stage for r in report.rows if r.backend == name] == [*NAMES, *ENGINE_STAGES]
+    for name in set(backends.available()) & set(backends.readers("model.onnx")):
+        batch_too = [BATCH] if batch > 1 else []
+        assert [r.stage for r in report.rows if r.backend == name] == [*NAMES, *ENGINE_STAGES, *batch_too]
         assert report.passed("model.onnx", name)
+
+
+def test_half_precision_passes_stage_by_stage(
+    checkpoint: Checkpoint, half_models: dict[str, Path], frames: Frames, tmp_path: Path
+) -> None:
+    """Random weights give near ties which half breaks otherwise, so that the whole chain says nothing of them."""
+    bundle = seal(tmp_path, checkpoint, half_models["plain"], name="model.fp16.onnx")
+    rows = [r for r in compare(bundle, checkpoint, frames).rows if r.backend == "onnxruntime" and r.stage in NAMES]
+    assert [(r.stage, r.status, r.precision) for r in rows] == [(name, "passed", "fp16") for name in NAMES]
+    errors = [value for r in rows for key, value in r.metrics.items() if key.endswith("_max")]
+    assert max(errors) > 1e-4  # or it was not half
+
+
+def test_images_that_influence_each_other_fail_as_a_batch(frames: Frames, tmp_path: Path) -> None:
+    """The published batching of the neck is the real thing that this row is for."""
+    mixing = draw_checkpoint(published_batching=True)
+    bundle = seal(tmp_path, mixing, export_onnx(mixing, tmp_path / "model.onnx", batch=2), 2)
+    rows = {r.stage: r.status for r in compare(bundle, mixing, frames).rows if r.backend == "onnxruntime"}
+    assert rows[BATCH] == "failed"
+
+
+def test_an_engine_that_cannot_be_loaded_is_a_failed_row(
+    checkpoint: Checkpoint, model_of_one: Path, frames: Frames, tmp_path: Path
+) -> None:
+    garbage = tmp_path / "openvino.fp32.xml"
+    garbage.write_text("no model")
+    bundle = seal(tmp_path, checkpoint, garbage, name="openvino.fp32.xml")
+    skip_unless("openvino" in backends.available(), "openvino", "openvino is not installed")
+    rows = [r for r in compare(bundle, checkpoint, frames).rows if r.backend == "openvino"]
+    assert {r.status for r in rows} == {"failed"} and all("cannot load" in r.reason for r in rows)
 
 
 def test_a_model_with_half_of_its_parts_passes(frames: Frames, tmp_path: Path) -> None:
@@ -77,7 +109,7 @@ def test_what_is_not_installed_is_not_run(
     monkeypatch.setattr(backends, "available", list)
     report = compare(seal(tmp_path, checkpoint, model_of_one), checkpoint, frames)
     rows = report.rows[1:]  # without the one of the pre-processing
-    assert {row.status for row in rows} == {"not_run"} and all("not installed" in row.reason for row in rows)
+    assert {row.status for row in rows} == {"not_run"} and all("glmd-verify tiny_model.glmd" in r.reason for r in rows)
     assert not any(report.passed("model.onnx", name) for name in backends.BACKENDS)
 
 
