@@ -17,6 +17,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -223,6 +224,7 @@ def write_bundle(
         (new / MANIFEST).write_text(text)
         (new / SEAL).write_text(_sha256(new / MANIFEST) + "\n")
         written = open_bundle(new).manifest
+        check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
         _put_in_place(new, path, Path(scratch) / "old")
     return Bundle(path, written)
 
@@ -235,7 +237,7 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
     """
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already. Choose another path, or replace it with --overwrite.")
-    if path.exists() and not (path / MANIFEST).is_file():
+    if path.exists() and not (path / MANIFEST).is_file() and path.exists():  # still: others may be replacing it
         raise BundleError(f"{path} is no bundle and will not be replaced by one. Choose another path.")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
@@ -244,12 +246,17 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
 
 
 def _put_in_place(new: Path, path: Path, old: Path) -> None:
-    """Rename `new` to `path`, what was there to `old`; the old one comes back when that fails."""
-    if path.exists():
+    """Rename `new` to `path`, what was there to `old`; the old one comes back when that fails.
+
+    Raises: UsageError when another process put its own there in between; theirs stays.
+    """
+    with suppress(FileNotFoundError):  # nothing was there, or another process has just moved it
         path.rename(old)
     try:
         new.rename(path)
-    except OSError:
+    except OSError as error:
+        if path.exists():
+            raise UsageError(f"{path} was written by another process meanwhile. Export again to replace it.") from error
         if old.exists():
             old.rename(path)
         raise

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,24 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_bundle(path, tiny.manifest(), {"model.onnx": tmp_path / "absent.onnx"})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_writers_that_race_for_one_path(tmp_path: Path, overwrite: bool) -> None:
+    """Somebody wins, whoever loses is told so, and what stays is whole."""
+    def write(_: int) -> str:
+        try:
+            tiny.bundle(tmp_path / "tiny.glmd", overwrite=overwrite)
+        except UsageError as error:
+            return str(error)
+        return "written"
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(write, range(24)))
+    assert said.count("written") == 1 if not overwrite else "written" in said
+    assert all("exists already" in one or "meanwhile" in one for one in said if one != "written")
+    open_bundle(tmp_path / "tiny.glmd")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.glmd"]
 
 
 def test_reference_may_be_absent_until_it_is_asked_for(tmp_path: Path) -> None:
