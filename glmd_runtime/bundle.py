@@ -17,13 +17,13 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import BundleError, UsageError
@@ -210,7 +210,8 @@ def write_bundle(
     Raises: what `check_target` does, BundleError when a file of an engine is lacking.
     """
     path = Path(path)
-    check_target(path, overwrite=overwrite)
+    with _lock(path):
+        check_target(path, overwrite=overwrite)
     if lacking := sorted(set(manifest.engines) - set(files)):
         raise BundleError(f"Every engine of the manifest must be among the files; {lacking} are not.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,8 +225,9 @@ def write_bundle(
         (new / MANIFEST).write_text(text)
         (new / SEAL).write_text(_sha256(new / MANIFEST) + "\n")
         written = open_bundle(new).manifest
-        check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
-        _put_in_place(new, path, Path(scratch) / "old")
+        with _lock(path):
+            check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
+            _put_in_place(new, path, Path(scratch) / "old")
     return Bundle(path, written)
 
 
@@ -237,7 +239,7 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
     """
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already. Choose another path, or replace it with --overwrite.")
-    if path.exists() and not (path / MANIFEST).is_file() and path.exists():  # still: others may be replacing it
+    if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(f"{path} is no bundle and will not be replaced by one. Choose another path.")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
@@ -246,20 +248,21 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
 
 
 def _put_in_place(new: Path, path: Path, old: Path) -> None:
-    """Rename `new` to `path`, what was there to `old`; the old one comes back when that fails.
-
-    Raises: UsageError when another process put its own there in between; theirs stays.
-    """
-    with suppress(FileNotFoundError):  # nothing was there, or another process has just moved it
+    """Rename `new` to `path`, what was there to `old`; the old one comes back when that fails."""
+    if path.exists():
         path.rename(old)
     try:
         new.rename(path)
-    except OSError as error:
-        if path.exists():
-            raise UsageError(f"{path} was written by another process meanwhile. Export again to replace it.") from error
+    except OSError:
         if old.exists():
             old.rename(path)
         raise
+
+
+def _lock(path: Path) -> FileLock:
+    """For the moment in which a bundle takes its place; away from it, as a lock leaves a file."""
+    digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"glmd-{digest}.lock")
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
