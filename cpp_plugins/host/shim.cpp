@@ -36,6 +36,7 @@ namespace glmd {
 namespace {
 
 constexpr size_t kStackBytes = 64 * 1024, kSharedBytes = 64 * 1024;
+constexpr int kMostRounds = 1000;  // many times what any block needs: beyond it a kernel loops forever
 
 struct Fibre {
     ucontext_t context;
@@ -98,9 +99,9 @@ bool run_block(unsigned threads) {
     std::memset(g_shared, 0xff, kSharedBytes);
     std::memset(g_dynamic_shared, 0xff, kSharedBytes);
     for (unsigned thread = 0; thread < threads; ++thread) start(g_fibres[thread]);
-    while (!g_fibres[0].ended)
+    for (int round = 0; round < kMostRounds && !g_fibres[0].ended; ++round)
         if (!run_round(threads)) return false;
-    return true;
+    return g_fibres[0].ended;
 }
 
 }  // namespace

@@ -70,7 +70,7 @@ void leave_out_barrier(const char* name);  // "" for none
 void barrier(const char* name);
 void* shared(size_t bytes);
 void* dynamic_shared();
-// cudaErrorLaunchFailure when the threads of a block do not all meet the same barrier.
+// cudaErrorLaunchFailure when the threads of a block do not all meet the same barrier, or meet barriers without end.
 cudaError_t run_grid(dim3 grid, int threads, size_t dynamic_bytes, const std::function<void()>& kernel);
 
 template <typename... Parameters, typename... Arguments>

@@ -37,13 +37,18 @@ __host__ __device__ inline int count_greater(const Key* keys, int count, Key key
     return low;
 }
 
+// How many times an anchor's side the box's is. A NaN stays one, which fminf would turn into the limit.
+__host__ __device__ inline float growth(float log_scale) {
+    return expf(log_scale > kMaxLogScale ? kMaxLogScale : log_scale);
+}
+
 // delta: centre shift over size (x, y), log of the size ratio (z, w).
 __host__ __device__ inline float4 decode(float4 delta, float4 anchor) {
     const float anchor_width = anchor.z - anchor.x, anchor_height = anchor.w - anchor.y;
     const float x = delta.x * anchor_width + (anchor.x + anchor_width / 2.0f);
     const float y = delta.y * anchor_height + (anchor.y + anchor_height / 2.0f);
-    const float width = expf(fminf(delta.z, kMaxLogScale)) * anchor_width;
-    const float height = expf(fminf(delta.w, kMaxLogScale)) * anchor_height;
+    const float width = growth(delta.z) * anchor_width;
+    const float height = growth(delta.w) * anchor_height;
     return make_float4(x - width / 2.0f, y - height / 2.0f, x + width / 2.0f, y + height / 2.0f);
 }
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import skip_unless
-from tests.plugins.kernels import ORDERS, HostKernels, Kernels
+from tests.plugins.kernels import ORDERS, DeviceKernels, HostKernels
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def host(host_library: Path) -> HostKernels:
 
 
 @pytest.fixture(params=[*ORDERS, pytest.param("device", marks=pytest.mark.gpu)])
-def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+def kernels(request: pytest.FixtureRequest) -> Iterator[HostKernels]:
     """The operators under each order of threads, and on the device where there is one."""
     if request.param == "device":
         yield request.getfixturevalue("device_kernels")
@@ -51,12 +51,12 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 
 
 @pytest.fixture(scope="session")
-def device_kernels() -> Kernels:
+def device_kernels() -> DeviceKernels:
     """libglmd_kernels.so on the GPU."""
     skip_unless(torch.cuda.is_available(), "gpu", "no CUDA device, or a torch without CUDA")
     library = built("libglmd_kernels.so", "GLMD_KERNELS_LIBRARY")
     skip_unless(library.is_file(), "gpu", f"{library} is not built: cmake -S . -B build && cmake --build build")
-    return Kernels(library, "cuda")
+    return DeviceKernels(library)
 
 
 def built(name: str, variable: str) -> Path:
