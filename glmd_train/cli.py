@@ -80,7 +80,7 @@ def run_eval(options: argparse.Namespace) -> None:
 
     predict, class_names = open_model(options)
     sets = {str(path): load_coco(path, class_names) for path in options.data}
-    scores = {name: evaluate(predict, records, class_names) for name, records in sets.items()}
+    scores = {name: evaluate(predict, records, class_names, interval=True) for name, records in sets.items()}
     if options.json:
         print(json.dumps({name: score.to_dict() for name, score in scores.items()}, indent=1))
     else:
@@ -92,6 +92,8 @@ def open_model(options: argparse.Namespace) -> tuple[Predict, tuple[str, ...]]:
     from glmd_train.evaluate import EVAL_SCORE, torch_predict
 
     if options.engine:
+        if options.config or options.classes:
+            raise UsageError("A bundle names its own classes. Leave out --config and --classes.")
         from glmd_runtime import Detector
 
         detector = Detector(options.engine, score_threshold=EVAL_SCORE)
@@ -115,6 +117,11 @@ def print_scores(scores: dict[str, Score]) -> None:
             table.add_row(class_name, str(row.objects), *_percent(vars(row)))
         table.add_row("mean", "", *_percent(score.to_dict()["mean"]))
         Console().print(table)
+        if score.interval:
+            low, high = (100 * bound for bound in (score.interval.low, score.interval.high))
+            print(f"mean AP lies in {low:.1f} to {high:.1f} (95% interval over the pictures)")
+        if score.left_out:
+            print(f"left out, as the model has no such class: {', '.join(score.left_out)}")
 
 
 def _percent(values: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import preprocess
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record
+from glmd_train.intervals import Interval, ap_interval
 
 Predict = Callable[[NDArray[Any]], Detections]
 # AP counts every detection above this score (the published TEST threshold).
@@ -39,9 +40,15 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Scores by class; classes without an object in the data are left out of it and of the means."""
+    """Scores by class; classes without an object in the data are left out of it and of the means.
+
+    left_out   classes with objects in the data, of which the model has none: they count nowhere
+    interval   the mean AP with its 95% interval over the pictures, where it was asked for
+    """
 
     classes: dict[str, ClassScore]
+    left_out: tuple[str, ...] = ()
+    interval: Interval | None = None
 
     def mean(self, field: str) -> float:
         return float(np.mean([getattr(c, field) for c in self.classes.values()])) if self.classes else 0.0
@@ -49,7 +56,10 @@ class Score:
     def to_dict(self) -> dict[str, Any]:
         means = {field: round(self.mean(field), 4) for field in ("ap", "ap50", "ap75", "recall")}
         rows = {n: {k: round(v, 4) for k, v in vars(c).items()} for n, c in self.classes.items()}
-        return {"mean": means, "classes": rows}
+        values: dict[str, Any] = {"mean": means, "classes": rows, "left_out": list(self.left_out)}
+        if self.interval:
+            values["ap_interval"] = [round(bound, 4) for bound in (self.interval.low, self.interval.high)]
+        return values
 
 
 def torch_predict(checkpoint: Checkpoint, score_threshold: float = EVAL_SCORE) -> Predict:
@@ -71,11 +81,19 @@ def torch_predict(checkpoint: Checkpoint, score_threshold: float = EVAL_SCORE) -
     return predict
 
 
-def evaluate(predict: Predict, records: Iterable[Record], class_names: tuple[str, ...]) -> Score:
+def evaluate(
+    predict: Predict, records: Iterable[Record], class_names: tuple[str, ...], *, interval: bool = False
+) -> Score:
     """Run `predict` on every picture and score it against its labels; `iscrowd` boxes are ignore regions."""
     records = list(records)
-    found = [predict(record.read()) for record in records]
-    return score(records, found, class_names)
+    found = detect(predict, records)
+    result = score(records, found, class_names)
+    return replace(result, interval=ap_interval(records, found)) if interval else result
+
+
+def detect(predict: Predict, records: Iterable[Record]) -> list[Detections]:
+    """The detections of every picture, to be scored, or compared with another model's (`intervals.ap_difference`)."""
+    return [predict(record.read()) for record in records]
 
 
 def score(records: list[Record], found: list[Detections], class_names: tuple[str, ...]) -> Score:
@@ -83,9 +101,8 @@ def score(records: list[Record], found: list[Detections], class_names: tuple[str
     counts = np.bincount(np.concatenate([np.zeros(0, int), *(r.labels for r in records)]), minlength=len(class_names))
     present = np.flatnonzero(counts)
     precisions = _average_precisions(records, found, present)
-    return Score({
-        class_names[c]: ClassScore(*precisions[c], _recall(records, found, c), int(counts[c])) for c in present
-    })
+    classes = {class_names[c]: ClassScore(*precisions[c], _recall(records, found, c), int(counts[c])) for c in present}
+    return Score(classes, tuple(sorted({name for record in records for name in record.left_out})))
 
 
 def _average_precisions(

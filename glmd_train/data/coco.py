@@ -21,7 +21,10 @@ EDGE_TOLERANCE = 1.0
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled picture. boxes (N, 4) float32 xyxy pixels; labels (N,) int64; ignore (M, 4): `iscrowd` regions."""
+    """One labelled picture. boxes (N, 4) float32 xyxy pixels; labels (N,) int64; ignore (M, 4): `iscrowd` regions.
+
+    left_out   names of the classes of its other objects, which the model does not know
+    """
 
     image_id: int
     path: Path
@@ -29,6 +32,7 @@ class Record:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignore: NDArray[np.float32]
+    left_out: tuple[str, ...] = ()
 
     def read(self) -> NDArray[Any]:
         """The picture as a frame: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR.
@@ -110,7 +114,8 @@ def _record(
         np.clip(xywh_to_xyxy(np.asarray(xywh, np.float32)), 0, limit) for xywh in ([a["bbox"] for a in objects], crowd)
     )
     ids = np.asarray([labels[a["category_id"]] for a in objects], np.int64)
-    return Record(image["id"], path, (h, w), boxes, ids, ignore)
+    left_out = {names[a["category_id"]] for a in annotations if not a.get("iscrowd")} - {names[i] for i in labels}
+    return Record(image["id"], path, (h, w), boxes, ids, ignore, tuple(sorted(left_out)))
 
 
 def _check(annotation: dict[str, Any], names: dict[int, str], hw: tuple[int, int], source: Path) -> None:
