@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmd_export.lint import lint
-from glmd_runtime.backends import INSTALL
+from glmd_runtime import backends
 from glmd_runtime.engines import build_plan
 from glmd_runtime.errors import BundleError, UnsupportedError
 from glmd_runtime.plan import record_path
@@ -29,10 +29,9 @@ def build_openvino(onnx: Path, out: Path) -> tuple[Path, Path]:
     Returns: the .xml and the .bin beside it.
     Raises: UnsupportedError when OpenVINO is not installed, BundleError when it cannot read the file.
     """
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(f"Building OpenVINO IR needs openvino. Run: {INSTALL}") from error
+    backends.require("openvino")
+    import openvino
+
     try:
         model = openvino.Core().read_model(onnx)
     except RuntimeError as error:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnxscript import ir
 
 from glmd_export.builders import save_openvino
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 Step = Callable[[str], None]
 Ranges = dict[str, tuple[float, float]]  # tensor -> lowest and highest value
-Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]  # (T,) lowest and highest value of each tensor
-OverPictures = Callable[[NDArray[np.float64], NDArray[np.float64]], Bounds]  # (pictures, T) each
 
 CALIBRATION_IMAGES = 128
 # Where rounding to 256 steps costs accuracy and saves next to nothing.
@@ -145,8 +142,7 @@ def quantize_onnxruntime(model: Path, out: Path, images: CalibrationImages, *, s
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.registry import QDQRegistry
 
-    # Sums and products are rounded here, too: cutting their rare large values costs more than wider steps.
-    scheme = _Scheme(QuantType.QUInt8, sorted(QDQRegistry), _widest, grouped=True, options={})
+    scheme = _Scheme(QuantType.QUInt8, sorted(QDQRegistry), grouped=True, options={})
     return _quantize(model, out, images, scheme, step)
 
 
@@ -167,7 +163,7 @@ def quantize_s8(model: Path, out: Path, images: CalibrationImages, *, step: Step
         # The output of a convolution is rounded where the next one reads it, behind the activation: once, not twice.
         "OpTypesToExcludeOutputQuantization": list(_WEIGHTED),
     }
-    scheme = _Scheme(QuantType.QInt8, list(_WEIGHTED), _mean, grouped=False, options=options)
+    scheme = _Scheme(QuantType.QInt8, list(_WEIGHTED), grouped=False, options=options)
     return _quantize(model, out, images, scheme, step)
 
 
@@ -176,7 +172,6 @@ class _Scheme(NamedTuple):
 
     activation: Any
     kinds: list[str]
-    over_pictures: OverPictures
     grouped: bool
     options: dict[str, Any]
 
@@ -190,7 +185,7 @@ def _quantize(model: Path, out: Path, images: CalibrationImages, scheme: _Scheme
     stays = _float_nodes(proto, scheme)
     names = _activations(proto, [n for n in proto.graph.node if n.op_type in scheme.kinds and n.name not in stays])
     feed = _feeding(images, proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value, out.name, step)
-    measured = measure_ranges(proto, names, map(feed, range(len(images))), scheme.over_pictures)
+    measured = measure_ranges(proto, names, map(feed, range(len(images))))
     ranges = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in measured.items()
     }
@@ -219,10 +214,8 @@ def _activations(proto: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[st
     return sorted({name for node in nodes for name in (*node.input, *node.output)} & floats)
 
 
-def measure_ranges(
-    proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Tensors], over_pictures: OverPictures
-) -> Ranges:
-    """Lowest and highest value of each tensor in each picture, then `over_pictures` of them; 0 is always among them."""
+def measure_ranges(proto: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Tensors]) -> Ranges:
+    """The lowest and the highest value of each tensor in all pictures; 0 is always among them."""
     import onnxruntime
 
     tapped = onnx.ModelProto()
@@ -234,19 +227,9 @@ def measure_ranges(
             tapped.graph.node.append(onnx.helper.make_node(f"Reduce{kind}", [name], [f"tap{kind}{i}"], keepdims=0))
             tapped.graph.output.append(onnx.helper.make_tensor_value_info(f"tap{kind}{i}", onnx.TensorProto.FLOAT, ()))
     session = onnxruntime.InferenceSession(tapped.SerializeToString(), providers=["CPUExecutionProvider"])
-    seen = np.asarray([session.run(None, feed) for feed in feeds], np.float64)  # (pictures, 2 T): low, high, low, ...
-    lows, highs = over_pictures(seen[:, 0::2], seen[:, 1::2])  # (T,) each
-    pairs = zip(np.minimum(lows, 0), np.maximum(highs, 0), strict=True)
-    return {name: (float(low), float(high)) for name, (low, high) in zip(names, pairs, strict=True)}
-
-
-def _widest(lows: NDArray[np.float64], highs: NDArray[np.float64]) -> Bounds:
-    return lows.min(axis=0), highs.max(axis=0)
-
-
-def _mean(lows: NDArray[np.float64], highs: NDArray[np.float64]) -> Bounds:
-    """An odd picture then does not widen the steps of all others; what lies outside is cut."""
-    return lows.mean(axis=0), highs.mean(axis=0)
+    seen = np.asarray([session.run(None, feed) for feed in feeds])  # (pictures, 2 T): low, high, low, ...
+    lows, highs = seen[:, 0::2].min(axis=0, initial=0), seen[:, 1::2].max(axis=0, initial=0)  # (T,)
+    return {name: (float(low), float(high)) for name, low, high in zip(names, lows, highs, strict=True)}
 
 
 def agreement(
