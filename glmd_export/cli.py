@@ -3,56 +3,72 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
-from glmd_train.cli import missing_library
+from glmd_runtime.command import run_command
+from glmd_runtime.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
+    from glmd_export.exporter import Recipe
     from glmd_runtime.verify import VerifyReport
 
-MODEL = "model.onnx"
-_STEPS = 21  # of the progress bar: four, then one a row of the report
-_PIPE_WIDTH = 160  # characters of a table that no terminal limits
+ENGINES = ("openvino", "tensorrt_rtx", "tensorrt")
+_EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 usage, 3 the answers differ or INT8 costs too much (no bundle is left), "
+    "4 the precision was not honoured, 5 unsupported here"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (glmd_runtime.errors has the table)."""
-    options = parser().parse_args(arguments)
-    try:
-        run(options)
-    except (GlmdError, OSError) as error:
-        print(f"glmd-export: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return getattr(error, "exit_code", GlmdError.exit_code)
-    except ModuleNotFoundError as error:
-        return missing_library("glmd-export", error, "export")
-    except KeyboardInterrupt:
-        print("glmd-export: stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(parser(), run, arguments, extra="export", stopped="nothing was written")
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="glmd-export",
         description="Export a checkpoint to a bundle, and prove that the bundle gives the checkpoint's answers.",
-        epilog="exit codes: 0 done, 1 failed, 2 usage, 3 the answers differ (no bundle is left), 5 unsupported here",
+        epilog=_EXIT_CODES,
     )
-    add = top.add_argument
-    add("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of glmd-train (.safetensors)")
-    add("-o", "--output", type=Path, metavar="NAME.glmd", help="default: the checkpoint's stem, in the current folder")
-    add("--batch", type=int, default=1, metavar="N", help="images a call, 1 to 8 (default: 1); a short batch is padded")
-    add("--overwrite", action="store_true", help="replace the bundle at the output path")
-    add("--json", action="store_true", help="print the report as JSON")
+    _add_model(top.add_argument_group("model"))
+    _add_engines(top.add_argument_group("what the bundle holds beside model.onnx"))
+    _add_report(top.add_argument_group("report"))
     return top
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of glmd-train (.safetensors, .pth)")
+    add("--config", type=Path, metavar="YAML", help="training configuration that a .pth file belongs to")
+    add("--classes", type=Path, metavar="FILE", help="class names of a .pth file, one a line")
+    add("-o", "--output", type=Path, metavar="NAME.glmd", help="default: the checkpoint's stem, in the current folder")
+    add("--overwrite", action="store_true", help="replace the bundle at the output path")
+    add("--batch", type=int, default=1, metavar="N", help="images a call, 1 to 8 (default: 1); a short batch is padded")
+
+
+def _add_engines(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--fp16", action="store_true", help="half precision: the graphs that TensorRT builds from, and its engines")
+    add("--int8", action="store_true", help="8-bit integers, calibrated on the pictures of --calib")
+    add("--calib", type=Path, metavar="DIR", help="pictures like those of the camera, 100 or more, no labels needed")
+    add("--end2end", action="store_true", help="graphs that end with the final NMS, for servers")
+    add("--engines", nargs="+", choices=ENGINES, metavar="NAME",
+        help=f"build for these or fail: {', '.join(ENGINES)} (default: all that are possible here)")
+    add("--data", type=Path, nargs="+", default=[], metavar="JSON",
+        help="COCO annotation files: AP of every engine that can run here against PyTorch's")
+    add("--max-drop", type=float, default=1.0, metavar="POINTS", help="AP that INT8 may cost, 0..100 (default: 1)")
+
+
+def _add_report(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--json", action="store_true", help="print the report as JSON")
+    add("--junit", type=Path, metavar="OUT.xml", help="write the report for a CI server")
+    add("--plot", type=Path, metavar="OUT.png", help="plot the scores of every engine against PyTorch's")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -60,90 +76,61 @@ def run(options: argparse.Namespace) -> None:
     output = options.output or Path(options.ckpt.stem + ".glmd")
     _check_usage(options, output)
     with _progress() as step:
-        report = export_bundle(options.ckpt, output, batch=options.batch, overwrite=options.overwrite, step=step)
-    if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
-    else:
-        print_report(report, title=f"{options.ckpt.name} in PyTorch against {output.name}")
-    failed = [f"{row.stage} on {row.backend} ({row.reason})" for row in report.rows if row.status == "failed"]
-    if failed:
+        step("load the libraries")
+        from glmd_export.exporter import export_bundle
+        from glmd_train.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(options.ckpt, config=options.config, classes=options.classes)
+        result = export_bundle(
+            checkpoint, options.ckpt, output, _recipe(options),
+            overwrite=options.overwrite, plot=options.plot, step=step,
+        )
+    _write_report(options, result, output)
+    if failed := [f"{r.stage} of {r.engine} on {r.backend} ({r.reason})" for r in result.rows if r.status == "failed"]:
         raise ParityError(f"{output} was not written, its answers are not the checkpoint's: {'; '.join(failed)}")
     print(f"Written: {output}", file=sys.stderr)
 
 
-def export_bundle(
-    ckpt: Path, output: Path, *, batch: int = 1, overwrite: bool = False, step: Callable[[str], None] = lambda _: None
-) -> VerifyReport:
-    """Export, compare, and write the bundle only if the comparison passed.
+def _recipe(options: argparse.Namespace) -> Recipe:
+    from glmd_export.exporter import Recipe
 
-    Args: batch, images a call; step, told what begins.
-    Raises: CheckpointError, BundleError, UnsupportedError.
-    """
-    step("load the libraries")
-    from glmd_export.onnx_export import export_onnx, graph_spec
-    from glmd_export.parity import compare_rows, make_reference, reference_frames
-    from glmd_runtime import backends
-    from glmd_runtime.bundle import REFERENCE, VERIFY, Manifest, write_bundle
-    from glmd_runtime.verify import VerifyReport
-    from glmd_train.checkpoint import load_checkpoint
-
-    if not backends.available():
-        raise UnsupportedError(f"Comparing the export with PyTorch needs an inference library. Run: {backends.INSTALL}")
-    step("read the checkpoint")
-    checkpoint = load_checkpoint(ckpt)
-    with tempfile.TemporaryDirectory(prefix="glmd-export.") as scratch:
-        step("export to ONNX")
-        model = export_onnx(checkpoint, Path(scratch) / MODEL, batch=batch)
-        manifest = Manifest(
-            name=output.stem,
-            class_names=checkpoint.class_names,
-            preprocess=checkpoint.preprocess,
-            postprocess=checkpoint.postprocess,
-            graph=graph_spec(checkpoint, batch),
-            engines={MODEL: "fp32"},
-            provenance=_provenance(ckpt, checkpoint.provenance),
-        )
-        step("run PyTorch on the reference frames")
-        reference = make_reference(checkpoint, reference_frames())
-        files: dict[str, bytes | Path] = {MODEL: model, REFERENCE: reference.to_bytes()}
-        unsealed = write_bundle(Path(scratch) / output.name, manifest, files)
-        rows = []
-        for row in compare_rows(unsealed, checkpoint, reference.frames):
-            step(f"compared {row.stage} on {row.backend}")
-            rows.append(row)
-        report = VerifyReport(tuple(rows))
-        if report.status == "passed":
-            files[VERIFY] = json.dumps(report.to_dict(), indent=2).encode()
-            write_bundle(output, manifest, files, overwrite=overwrite)
-    return report
+    return Recipe(
+        batch=options.batch, fp16=options.fp16, calibration=options.calib, data=tuple(options.data),
+        max_drop=options.max_drop, end2end=options.end2end,
+        engines=tuple(options.engines) if options.engines else None,
+    )
 
 
-def print_report(report: VerifyReport, title: str) -> None:
-    """A table on stdout, one line a stage."""
-    from rich.console import Console
-    from rich.table import Table
+def _write_report(options: argparse.Namespace, report: VerifyReport, output: Path) -> None:
+    from glmd_export.report import print_report, to_junit
 
-    table = Table("backend", "stage", "result", "numbers", title=title)
-    for row in report.rows:
-        numbers = ", ".join(f"{name} {value:.3g}" for name, value in row.metrics.items())
-        table.add_row(row.backend, row.stage, row.status, row.reason or numbers)
-    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        print_report(report, title=f"{options.ckpt.name} in PyTorch against {output.name}")
+    if options.junit:
+        options.junit.write_text(to_junit(report))
 
 
 def _check_usage(options: argparse.Namespace, output: Path) -> None:
+    """What can be said before anything is loaded."""
     from glmd_runtime.bundle import check_target
 
     if not 1 <= options.batch <= 8:
         raise UsageError(f"--batch must be 1 to 8; got {options.batch}.")
     if output.suffix != ".glmd":
         raise UsageError(f"A bundle's name ends in .glmd; got {output}. Use -o {output.with_suffix('.glmd')}.")
+    if options.int8 != (options.calib is not None):
+        raise UsageError("--int8 and --calib DIR go together: INT8 is calibrated on pictures like the camera's.")
+    if not 0 <= options.max_drop <= 100:
+        raise UsageError(f"--max-drop is in points of AP, 0..100; got {options.max_drop}.")
+    for path in options.data:
+        if not path.is_file():
+            raise UsageError(f"--data expects COCO annotation files; {path} does not exist.")
+    for path in filter(None, (options.junit, options.plot)):
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"{path} cannot be written: its folder does not exist. Make it, or choose another path.")
     check_target(output, overwrite=options.overwrite)
-
-
-def _provenance(ckpt: Path, training: dict[str, Any]) -> dict[str, Any]:
-    source = {"file": ckpt.name, "sha256": hashlib.sha256(ckpt.read_bytes()).hexdigest()}
-    versions = {name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")}
-    return {"checkpoint": source, "training": training, "versions": versions}
 
 
 @contextmanager
@@ -154,7 +141,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=_STEPS)
+        task = progress.add_task("", total=None)  # how many there will be is known only at the end
         yield lambda text: progress.update(task, advance=1, description=text)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor
 
-from glmd_export.graph import Stages
+from glmd_export.graph import Final, Stages
 from glmd_runtime import backends
 from glmd_runtime.backends import Backend, Tensors, run_padded
 from glmd_runtime.bundle import Bundle, Reference
@@ -41,6 +41,7 @@ from glmd_runtime.verify import (
     array_spread,
     check_engine,
     check_preprocess,
+    compare_detections,
     compare_raw,
     not_run_rows,
     run_engine,
@@ -50,6 +51,7 @@ from glmd_train.checkpoint import Checkpoint
 from glmd_train.model.detector import GLMDNet
 
 Frames = Sequence[NDArray[Any]]
+END2END = "end2end"
 BATCH = "batch"  # the stage that compares a batch with its images one by one
 _ARRAYS = tuple(field for field in fields(Reference) if field.name != "frames")
 # Scene, seed (far from those that training draws) and size of the four frames in reference.npz.
@@ -174,6 +176,33 @@ def _batch_row(backend: Backend, name: str, engine: str, bundle: Bundle, referen
     alone = [run_engine(backend, manifest, Reference((), *(a[i : i + 1] for a in some)))[0] for i in range(batch)]
     outcome = compare_raw(alone, together, TOLERANCES[precision], max(reference.images.shape[2:]))
     return VerifyRow(engine, name, precision, BATCH, outcome.status, outcome.reason, outcome.metrics)
+
+
+def end2end_row(bundle: Bundle, name: str, precision: str) -> VerifyRow:
+    """A graph with the final NMS on ONNX Runtime: its detections against those that the reference gives."""
+    manifest, reference = bundle.manifest, bundle.reference
+    if why := backends.why_not("onnxruntime"):
+        return VerifyRow(name, "onnxruntime", precision, END2END, "not_run", why)
+    backend = backends.load("onnxruntime", bundle.path / name)
+    try:
+        inputs = {"images": reference.images, "valid_hw": reference.valid_hw}
+        final = run_padded(backend, manifest.graph.batch, inputs)
+    finally:
+        backend.close()
+    # Down to the thresholds that are inside the graph; those beside them are exempt as everywhere.
+    tolerance = replace(TOLERANCES[precision], floor=max(manifest.postprocess.score_thresholds))
+    images = zip(*(final[name] for name in Final._fields), strict=True)
+    came = [_as_detected(Final(*image), len(manifest.class_names)) for image in images]
+    outcome = compare_detections(reference.raw_outputs, came, tolerance, reference.valid_hw, manifest.postprocess)
+    return VerifyRow(name, "onnxruntime", precision, END2END, outcome.status, outcome.reason, outcome.metrics)
+
+
+def _as_detected(final: Final, classes: int) -> RawOutputs:
+    """One image's arrays, (1,), (D, 4), (D,), (D,), as raw outputs of D proposals with one class each."""
+    of_class = np.eye(classes, dtype=np.float32)[final.det_classes]  # (D, K)
+    valid = np.arange(len(of_class)) < final.num_dets
+    boxes = np.repeat(final.det_boxes[:, None], classes, axis=1)  # (D, K, 4)
+    return RawOutputs(boxes, of_class * final.det_scores[:, None], valid)
 
 
 def stage_rows(bundle: Bundle, engine: str, name: str, expected: Tensors) -> Iterator[VerifyRow]:

@@ -1,0 +1,243 @@
+"""A checkpoint becomes a sealed bundle: graphs, engines, comparison with PyTorch, and only then the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmd_export.accuracy import accuracy_rows, agreement_rows, runnable
+from glmd_export.builders import build_openvino, build_rtx
+from glmd_export.lint import lint
+from glmd_export.onnx_export import export_onnx, graph_spec
+from glmd_export.parity import compare_rows, end2end_row, make_reference, reference_frames
+from glmd_export.precision import Precision
+from glmd_export.quantize import (
+    CalibrationImages,
+    calibration_images,
+    quantize_onnxruntime,
+    quantize_openvino,
+    quantize_s8,
+)
+from glmd_export.report import plot_scores
+from glmd_runtime import backends
+from glmd_runtime.bundle import REFERENCE, VERIFY, Bundle, Manifest, write_bundle
+from glmd_runtime.engines import open_engine
+from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.verify import TOLERANCES, VerifyReport, VerifyRow, run_engine, score_pairs
+from glmd_train.checkpoint import Checkpoint
+
+MODEL, HALF, HALF_PLUGIN = "model.onnx", "model.fp16.onnx", "model.plugin.fp16.onnx"
+INT8, S8 = "model.int8.onnx", "model.s8.onnx"
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a bundle is to hold beside model.onnx.
+
+    batch        images a call, 1 to 8
+    fp16         the FP16 graphs, plain and with plugins, and the engines built from them
+    calibration  a folder of pictures: INT8 graphs and engines, calibrated on them
+    data         COCO annotation files: AP of every engine against PyTorch's
+    max_drop     points of AP that INT8 may cost
+    end2end      graphs with the final NMS, for servers
+    engines      names of the backends to build for, which then must be possible; None is all that is possible here
+    """
+
+    batch: int = 1
+    fp16: bool = False
+    calibration: Path | None = None
+    data: tuple[Path, ...] = ()
+    max_drop: float = 1.0
+    end2end: bool = False
+    engines: tuple[str, ...] | None = None
+
+    def wants(self, engine: str) -> bool:
+        return self.engines is None or engine in self.engines
+
+
+def export_bundle(
+    checkpoint: Checkpoint, ckpt: Path, output: Path, recipe: Recipe, *, overwrite: bool = False,
+    plot: Path | None = None, step: Step = lambda _: None,
+) -> VerifyReport:
+    """Export, build, compare, and write the bundle only if nothing failed.
+
+    Args: ckpt, the checkpoint's file, for the record; plot, a picture to write of each engine's scores against
+        PyTorch's; step, told what begins.
+    Raises: UnsupportedError for an engine asked for by name that cannot be built or run here; PrecisionError for one
+        that was not built in its precision; BundleError.
+    """
+    _require(recipe)
+    with tempfile.TemporaryDirectory(prefix="glmd-export.") as scratch:
+        draft = _Draft(checkpoint, recipe, Path(scratch), step)
+        draft.make()
+        manifest = Manifest(
+            name=output.stem,
+            class_names=checkpoint.class_names,
+            preprocess=checkpoint.preprocess,
+            postprocess=checkpoint.postprocess,
+            graph=graph_spec(checkpoint, recipe.batch),
+            engines=draft.engines,
+            provenance=_provenance(ckpt, checkpoint.provenance),
+        )
+        step("run PyTorch on the reference frames")
+        reference = make_reference(checkpoint, reference_frames())
+        files: dict[str, bytes | Path] = {**draft.files, REFERENCE: reference.to_bytes()}
+        unsealed = write_bundle(Path(scratch) / output.name, manifest, files)
+        rows = draft.rows
+        for row in compare_rows(unsealed, checkpoint, reference.frames):
+            step(f"compared {row.stage} of {row.engine} on {row.backend}")
+            rows.append(row)
+        for name, precision in draft.end2end.items():
+            step(f"run {name}")
+            rows.append(end2end_row(unsealed, name, precision))
+        rows += accuracy_rows(unsealed, checkpoint, recipe.data, recipe.max_drop, step)
+        if recipe.calibration and not recipe.data:
+            rows += agreement_rows(unsealed, checkpoint, draft.calibration, step)
+        if plot:
+            plot_scores(plot, dict(_score_pairs(unsealed)))
+        report = VerifyReport(tuple(rows))
+        if report.status == "passed":
+            files[VERIFY] = json.dumps(report.to_dict(), indent=2).encode()
+            write_bundle(output, manifest, files, overwrite=overwrite)
+    return report
+
+
+def _require(recipe: Recipe) -> None:
+    """Refuse before the work what could not be done after it."""
+    if not set(backends.available()) & set(backends.readers(MODEL)):
+        raise UnsupportedError(f"Comparing the export with PyTorch needs an inference library. Run: {backends.INSTALL}")
+    for name in recipe.engines or ():
+        # TensorRT-RTX builds without the GPU that it needs to run.
+        if name != "tensorrt_rtx":
+            backends.require(name)
+
+
+def _score_pairs(bundle: Bundle) -> Iterator[tuple[str, NDArray[np.floating[Any]]]]:
+    """"engine on backend" -> (P, 2) scores of PyTorch and of the engine in the bundle's reference frames."""
+    for engine, name in runnable(bundle):
+        backend = open_engine(bundle, engine, name)
+        try:
+            came = run_engine(backend, bundle.manifest, bundle.reference)
+        finally:
+            backend.close()
+        tolerance = TOLERANCES[bundle.manifest.engines[engine]]
+        yield f"{engine} on {name}", score_pairs(bundle.reference.raw_outputs, came, tolerance)
+
+
+@dataclass
+class _Draft:
+    """The files of a bundle as they come into being, in a scratch folder.
+
+    engines  file -> precision of what a backend loads; end2end the same of the graphs for servers, which a Detector,
+             with an NMS of its own, does not run; rows, what is said of building
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    folder: Path
+    step: Step
+    files: dict[str, Path] = field(default_factory=dict)
+    engines: dict[str, str] = field(default_factory=dict)
+    end2end: dict[str, Precision] = field(default_factory=dict)
+    rows: list[VerifyRow] = field(default_factory=list)
+
+    def make(self) -> None:
+        self._graph(MODEL, "standard", "fp32")
+        self._build("openvino", "openvino.fp32.xml", "fp32", lambda out: build_openvino(self.files[MODEL], out))
+        if self.recipe.fp16:
+            self._half()
+        if self.recipe.calibration:
+            self._int8()
+        if self.recipe.end2end:
+            self._end_to_end()
+
+    def _half(self) -> None:
+        self._graph(HALF, "plain", "fp16")
+        self._graph(HALF_PLUGIN, "plugin", "fp16")
+        for name in (HALF, HALF_PLUGIN):
+            self._lint(name)
+        self._build_rtx(HALF, "fp16")
+
+    def _int8(self) -> None:
+        """The graphs that are quantised are float32; the plain one of them serves for nothing else."""
+        images, standard = self.calibration, self.files[MODEL]
+        self._build(
+            "openvino", "openvino.int8.xml", "int8",
+            lambda out: quantize_openvino(standard, out, images, step=self.step),
+        )
+        quantize_onnxruntime(standard, self.folder / INT8, images, step=self.step)
+        self.step("export the plain graph")
+        plain = export_onnx(self.checkpoint, self.folder / "plain.onnx", batch=self.recipe.batch, ops="plain")
+        quantize_s8(plain, self.folder / S8, images, step=self.step)
+        for name in (INT8, S8):
+            self.files[name], self.engines[name] = self.folder / name, "int8"
+        self._lint(S8)
+        self._build_rtx(S8, "int8")
+
+    @cached_property
+    def calibration(self) -> CalibrationImages:
+        assert self.recipe.calibration is not None
+        return calibration_images(self.recipe.calibration, self.checkpoint.preprocess)
+
+    def _build_rtx(self, name: str, precision: str) -> None:
+        self._build(
+            "tensorrt_rtx", f"tensorrt_rtx.{precision}.engine", precision,
+            lambda out: build_rtx(self.files[name], out, precision, step=self.step),
+        )
+
+    def _end_to_end(self) -> None:
+        self.end2end["end2end.onnx"] = "fp32"
+        if self.recipe.fp16:
+            self.end2end["end2end.fp16.onnx"] = "fp16"
+        for name, precision in self.end2end.items():
+            self.step(f"export {name}")
+            self.files[name] = export_onnx(
+                self.checkpoint, self.folder / name, batch=self.recipe.batch, ops="plain", precision=precision,
+                end2end=True,
+            )
+
+    def _graph(self, name: str, ops: str, precision: Precision) -> None:
+        self.step(f"export {name}")
+        path, batch = self.folder / name, self.recipe.batch
+        self.files[name] = export_onnx(self.checkpoint, path, batch=batch, ops=ops, precision=precision)
+        self.engines[name] = precision
+
+    def _lint(self, name: str) -> None:
+        """TensorRT's rules on a file that is for TensorRT."""
+        found = lint(self.files[name], "tensorrt")
+        said = "; ".join(f"{one.node}: {one.message}" for one in found)
+        status = "failed" if any(one.severity == "error" for one in found) else "passed"
+        self.rows.append(VerifyRow(name, "lint", self.engines[name], "lint", status, said))
+
+    def _build(self, backend: str, name: str, precision: str, build: Callable[[Path], Any]) -> None:
+        """One engine; what is impossible here is a row, unless it was asked for by name."""
+        if not self.recipe.wants(backend):
+            return
+        self.step(f"build {name}")
+        try:
+            build(self.folder / name)
+        except UnsupportedError as error:
+            if self.recipe.engines is not None:
+                raise
+            self.rows.append(VerifyRow(name, backend, precision, "build", "not_run", str(error)))
+            return
+        self.engines[name] = precision
+        # An IR is two files, a plan has its record; its log is of this machine.
+        self.files |= {p.name: p for p in self.folder.glob(f"{Path(name).stem}.*") if p.suffix != ".log"}
+
+
+def _provenance(ckpt: Path, training: dict[str, Any]) -> dict[str, Any]:
+    source = {"file": ckpt.name, "sha256": hashlib.sha256(ckpt.read_bytes()).hexdigest()}
+    versions = {name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")}
+    return {"checkpoint": source, "training": training, "versions": versions}
