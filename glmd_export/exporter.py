@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,8 @@ def export_bundle(
             rows.append(end2end_row(unsealed, name, precision))
         rows += accuracy_rows(unsealed, checkpoint, recipe.data, recipe.max_drop, step)
         if recipe.calibration and not recipe.data:
-            rows += agreement_rows(unsealed, checkpoint, draft.calibration, step)
+            images = calibration_images(recipe.calibration, checkpoint.preprocess)
+            rows += agreement_rows(unsealed, checkpoint, images, step)
         if plot:
             plot_scores(plot, dict(_score_pairs(unsealed)))
         report = VerifyReport(tuple(rows))
@@ -153,12 +153,15 @@ class _Draft:
     rows: list[VerifyRow] = field(default_factory=list)
 
     def make(self) -> None:
+        folder = self.recipe.calibration
+        # First, as a wrong folder should not cost the work before it.
+        images = calibration_images(folder, self.checkpoint.preprocess) if folder else None
         self._graph(MODEL, "standard", "fp32")
         self._build("openvino", "openvino.fp32.xml", "fp32", lambda out: build_openvino(self.files[MODEL], out))
         if self.recipe.fp16:
             self._half()
-        if self.recipe.calibration:
-            self._int8()
+        if images:
+            self._int8(images)
         if self.recipe.end2end:
             self._end_to_end()
 
@@ -169,9 +172,9 @@ class _Draft:
             self._lint(name)
         self._build_rtx(HALF, "fp16")
 
-    def _int8(self) -> None:
+    def _int8(self, images: CalibrationImages) -> None:
         """The graphs that are quantised are float32; the plain one of them serves for nothing else."""
-        images, standard = self.calibration, self.files[MODEL]
+        standard = self.files[MODEL]
         self._build(
             "openvino", "openvino.int8.xml", "int8",
             lambda out: quantize_openvino(standard, out, images, step=self.step),
@@ -184,11 +187,6 @@ class _Draft:
             self.files[name], self.engines[name] = self.folder / name, "int8"
         self._lint(S8)
         self._build_rtx(S8, "int8")
-
-    @cached_property
-    def calibration(self) -> CalibrationImages:
-        assert self.recipe.calibration is not None
-        return calibration_images(self.recipe.calibration, self.checkpoint.preprocess)
 
     def _build_rtx(self, name: str, precision: str) -> None:
         self._build(

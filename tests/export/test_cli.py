@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
 
-from glmd_export import cli, onnx_export
+from glmd_export import cli, exporter
 from glmd_runtime import Detector, backends, open_bundle, verify_bundle
-from glmd_train.checkpoint import Checkpoint
+from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.video.simulator import snapshot
+from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tests.export.conftest import draw_checkpoint
 from tests.export.test_parity import spoil
 
 Main = tuple[int, str, str]
+SHIPPED = Path(__file__).parents[2] / "models" / "thermal_lite0.safetensors"
 
 
-def command(folder: Path, *arguments: object) -> Main:
+def command(folder: Path, *arguments: object, before: Callable[[], None] | None = None) -> Main:
     """In a process of its own: exit code, stdout, stderr."""
     program = [sys.executable, "-m", "glmd_export.cli", *map(str, arguments)]
     root = str(Path(cli.__file__).parents[1])
     environment = {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, env=environment)
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, env=environment, preexec_fn=before)
     return done.returncode, done.stdout, done.stderr
-
-
 
 
 def ship(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     """Let the exporter, in this process, come up with this ONNX file."""
-    monkeypatch.setattr(onnx_export, "export_onnx", lambda _, out, batch: Path(shutil.copy(model, out)))
+    monkeypatch.setattr(exporter, "export_onnx", lambda _, out, **__: Path(shutil.copy(model, out)))
 
 
 def test_a_checkpoint_becomes_a_verified_bundle(
@@ -123,7 +131,7 @@ def test_answers_that_differ_leave_no_bundle(
     assert cli.main(["--ckpt", str(checkpoint_file), "-o", str(output), "--json"]) == 3
     said = capsys.readouterr()
     assert json.loads(said.out)["status"] == "failed"
-    assert "head on onnxruntime" in one_line(said.err)
+    assert "head of model.onnx on onnxruntime" in one_line(said.err)
     assert not output.parent.exists()
 
 
@@ -139,11 +147,143 @@ def test_without_an_inference_library_nothing_can_be_proven(
 
 @pytest.mark.parametrize(
     "arguments, word",
-    [(["--batch", "0"], "1 to 8"), (["--batch", "9"], "1 to 8"), (["-o", "model.onnx"], "model.glmd")],
+    [
+        (["--batch", "0"], "1 to 8"),
+        (["--batch", "9"], "1 to 8"),
+        (["-o", "model.onnx"], "model.glmd"),
+        (["--int8"], "--calib DIR"),
+        (["--calib", "."], "--int8"),
+        (["--max-drop", "-1"], "0..100"),
+        (["--data", "nowhere.json"], "nowhere.json does not exist"),
+        (["--junit", "no/such/folder.xml"], "folder does not exist"),
+    ],
 )
 def test_usage(arguments: list[str], word: str, checkpoint_file: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["--ckpt", str(checkpoint_file), *arguments]) == 2
     assert word in one_line(capsys.readouterr().err)
+
+
+def test_an_engine_asked_for_by_name_must_be_possible(
+    checkpoint_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backends, "why_not", lambda name: "no GPU is here" if name == "tensorrt" else "")
+    assert cli.main(["--ckpt", str(checkpoint_file), "--engines", "tensorrt"]) == 5
+    assert "no GPU is here" in one_line(capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("engines, code", [([], 0), (["--engines", "openvino"], 5)])
+def test_what_cannot_be_built_here_is_not_run_unless_it_was_asked_for(
+    engines: list[str], code: int, checkpoint_file: Path, model_of_one: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UnsupportedError("This library is on holiday. Run: pip install it")
+
+    ship(monkeypatch, model_of_one)
+    monkeypatch.setattr(exporter, "build_openvino", refuse)
+    output = tmp_path / "a.glmd"
+    assert cli.main(["--ckpt", str(checkpoint_file), "-o", str(output), "--json", *engines]) == code
+    said = capsys.readouterr()
+    if code:
+        assert "on holiday" in one_line(said.err) and not output.exists()
+        return
+    row = next(r for r in json.loads(said.out)["rows"] if r["stage"] == "build")
+    assert (row["engine"], row["status"]) == ("openvino.fp32.xml", "not_run") and "pip install" in row["reason"]
+    assert set(open_bundle(output).manifest.engines) == {"model.onnx"}
+
+
+def test_a_disk_that_is_full_leaves_nothing(checkpoint_file: Path, tmp_path: Path) -> None:
+    """As a limit on the size of files, which fails in the same calls."""
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+    code, _, err = command(tmp_path, "--ckpt", checkpoint_file, before=limit)
+    assert code == 1 and "File too large" in one_line(err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("word", ["export model.onnx", "run PyTorch", "compared raw"])
+def test_killed_in_the_middle_leaves_no_bundle(word: str, checkpoint_file: Path, tmp_path: Path) -> None:
+    program = f"""
+import glmd_export.exporter as e, glmd_train.checkpoint as c, os, signal, sys
+from pathlib import Path
+def step(text):
+    if {word!r} in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+path = Path(sys.argv[1])
+e.export_bundle(c.load_checkpoint(path), path, Path("a.glmd"), e.Recipe(engines=("openvino",)), step=step)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(checkpoint_file)], cwd=tmp_path, capture_output=True,
+        env={"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "a.glmd").exists()
+
+
+def test_a_size_that_the_stride_does_not_divide_is_exported_exactly(tmp_path: Path) -> None:
+    odd = draw_checkpoint()
+    odd = replace(odd, preprocess=replace(odd.preprocess, size_hw=(101, 150)))
+    file = save_checkpoint(tmp_path / "odd.safetensors", odd)
+    report = exporter.export_bundle(load_checkpoint(file), file, tmp_path / "odd.glmd", exporter.Recipe())
+    assert [row for row in report.rows if row.status == "failed"] == []
+
+
+@pytest.fixture(scope="module")
+def pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model as torch.save leaves one, with a file of its class names beside it."""
+    shipped = load_checkpoint(SHIPPED)
+    folder = tmp_path_factory.mktemp("pth")
+    (folder / "names.txt").write_text("\n".join(shipped.class_names))
+    torch.save({"model": shipped.model.state_dict(), "optimizer": {"lr": 0.1}, "iteration": 7}, folder / "lite.pth")
+    return folder / "lite.pth"
+
+
+def test_the_shipped_model_in_half_precision_from_a_pth_file(pth: Path, tmp_path: Path) -> None:
+    names = pth.with_name("names.txt")
+    code, out, err = command(tmp_path, "--ckpt", pth, "--classes", names, "--fp16", "--end2end", "--json")
+    assert code == 0, err
+    bundle = open_bundle(tmp_path / "lite.glmd")
+    assert bundle.manifest.engines == {
+        "model.onnx": "fp32", "openvino.fp32.xml": "fp32", "model.fp16.onnx": "fp16",
+        "model.plugin.fp16.onnx": "fp16", "tensorrt_rtx.fp16.engine": "fp16",
+    }
+    rows = json.loads(out)["rows"]
+    cpu = [r for r in rows if r["backend"] in ("onnxruntime", "openvino", "lint", "numpy")]
+    assert {r["status"] for r in cpu} == {"passed"}
+    ran = {(r["engine"], r["backend"]) for r in cpu if r["stage"] in ("detections", "end2end")}
+    assert ran == {
+        ("model.onnx", "openvino"), ("model.onnx", "onnxruntime"), ("openvino.fp32.xml", "openvino"),
+        ("model.fp16.onnx", "onnxruntime"), ("end2end.onnx", "onnxruntime"), ("end2end.fp16.onnx", "onnxruntime"),
+    }
+    for backend in ("tensorrt", "tensorrt_rtx"):
+        theirs = [r for r in rows if r["backend"] == backend]
+        if backends.why_not(backend):
+            assert {r["status"] for r in theirs} == {"not_run"}
+            assert all(f"glmd-verify lite.glmd --backend {backend}" in r["reason"] for r in theirs)
+
+
+def test_the_shipped_model_in_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Calibrated on simulated frames, so that it runs where there is no real data."""
+    calib = tmp_path / "calib"
+    calib.mkdir()
+    for seed in range(6):
+        for world in ("ground", "air"):
+            cv2.imwrite(str(calib / f"{world}{seed}.png"), snapshot(world, 500 + seed, (512, 640)).image)
+    output = tmp_path / "lite.glmd"
+    arguments = ["--ckpt", SHIPPED, "--int8", "--calib", calib, "-o", output, "--json", "--junit", tmp_path / "j.xml"]
+    assert cli.main(list(map(str, [*arguments, "--plot", tmp_path / "scores.png"]))) == 0, capsys.readouterr().err
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    said = {(r["engine"], r["backend"]): r for r in rows if r["stage"] == "agreement"}
+    assert set(said) == {("openvino.int8.xml", "openvino"), ("model.int8.onnx", "onnxruntime")}
+    assert all(r["status"] == "passed" and "not measured" in r["reason"] for r in said.values())
+    assert {"model.s8.onnx", "tensorrt_rtx.int8.engine"} <= set(open_bundle(output).manifest.engines)
+    assert "<testsuite" in (tmp_path / "j.xml").read_text()
+    assert cv2.imread(str(tmp_path / "scores.png")) is not None
+    with Detector(output, device="cpu") as detector:
+        assert detector.info()["precision"] == "int8"
 
 
 def test_help_imports_no_framework() -> None:
