@@ -74,8 +74,8 @@ def to_junit(report: VerifyReport) -> str:
         if row.status != "passed":
             kind = "failure" if row.status == "failed" else "skipped"
             ElementTree.SubElement(case, kind, message=_printable(row.reason))
-        said = [*filter(None, [_printable(row.reason)]), *(f"{name} {value:.6g}" for name, value in row.metrics.items())]
-        ElementTree.SubElement(case, "system-out").text = "\n".join(said)
+        said = [_printable(row.reason), *(f"{name} {value:.6g}" for name, value in row.metrics.items())]
+        ElementTree.SubElement(case, "system-out").text = "\n".join(said).strip()
     if _nothing_ran(report):
         case = ElementTree.SubElement(suite, "testcase", classname="bundle", name="an engine ran")
         ElementTree.SubElement(case, "failure", message=_NOTHING_RAN)
