@@ -1,12 +1,13 @@
-"""The commands that run on the device: glmd-run, glmd-verify."""
+"""The commands that run on the device: glmd-run, glmd-verify, glmd-doctor."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -17,14 +18,19 @@ from typing import Any
 import cv2
 from rich import progress as bars
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 from glmd_runtime.backends import BACKENDS, INSTALL
 from glmd_runtime.bundle import open_bundle
+from glmd_runtime.command import run_command
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
+from glmd_runtime.doctor import describe, diagnose, lines
 from glmd_runtime.draw import draw
-from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
+from glmd_runtime.engine_cache import prune
+from glmd_runtime.engines import BUILD, open_engine
+from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
 from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
 from glmd_runtime.verify import VerifyRow, verify_bundle
 from glmd_runtime.video.frame import Frame
@@ -34,24 +40,17 @@ from glmd_runtime.video.sources import open_source
 
 def glmd_run_main() -> None:
     """Entry point of glmd-run."""
-    _main(_run_parser(), _run)
+    sys.exit(run_command(_run_parser(), _run))
 
 
 def glmd_verify_main() -> None:
     """Entry point of glmd-verify."""
-    _main(_verify_parser(), _verify)
+    sys.exit(run_command(_verify_parser(), _verify))
 
 
-def _main(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:
-    """Run a command; an error becomes one line on stderr and its exit code."""
-    try:
-        command(parser.parse_args())
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped; unfinished outputs were discarded", file=sys.stderr)
-        sys.exit(130)
-    except (GlmdError, OSError) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
+def glmd_doctor_main() -> None:
+    """Entry point of glmd-doctor."""
+    sys.exit(run_command(_doctor_parser(), _doctor))
 
 
 def _run_parser() -> argparse.ArgumentParser:
@@ -65,6 +64,8 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--score", type=float, metavar="S", help="keep detections above S, 0..1 (default: the bundle's own thresholds)")
     add("--backend", choices=("auto", *BACKENDS), default="auto", help="inference library (default: the fastest here)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the library's choice)")
+    add("--device", metavar="D", help="cpu, cuda or cuda:N (default: the fastest)")
+    add("--build", choices=BUILD, default="auto", help="build a TensorRT engine if none is cached (default), or never")
     return parser
 
 
@@ -73,6 +74,13 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path, help="a bundle name.glmd")
     parser.add_argument("--backend", choices=BACKENDS, help="only this one (default: all that are installed)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def _doctor_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("glmd-doctor", description="Say what this machine can run, and what it cached.")
+    parser.add_argument("--prune", action="store_true", help="remove cached engines that are of no use any more")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
     return parser
 
 
@@ -101,9 +109,16 @@ def _run(args: argparse.Namespace) -> None:
     outputs = _checked_outputs(args)
     tally = _Tally()
     with ExitStack() as stack:
-        detector = stack.enter_context(
-            Detector(args.engine, backend=args.backend, score_threshold=args.score, threads=args.threads)
-        )
+        with _loading():
+            detector = Detector(
+                args.engine,
+                backend=args.backend,
+                score_threshold=args.score,
+                threads=args.threads,
+                device=args.device,
+                build=args.build,
+            )
+        stack.enter_context(detector)
         source = stack.enter_context(open_source(args.source))
         lines = stack.enter_context(JsonlSink(args.json)) if args.json else None
         video = stack.enter_context(Mp4Sink(args.save, source.fps)) if args.save else None
@@ -120,7 +135,7 @@ def _run(args: argparse.Namespace) -> None:
             save_picture(args.picture, draw(tally.best[0].image, tally.best[1]))
     info = detector.info()
     where = f" -> {', '.join(map(str, outputs))}" if outputs else ""
-    print(f"{source.name}: {tally} ({info['backend']}, {info['precision']}){where}")
+    print(f"{source.name}: {tally} ({info['backend']}, {info['precision']}, {info['device']}){where}")
 
 
 def _checked_outputs(args: argparse.Namespace) -> list[Path]:
@@ -160,8 +175,39 @@ def _progress() -> bars.Progress:
     return bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True))
 
 
+class _Loading(logging.Handler):
+    """What building an engine has to say: the last of it beside a spinner, warnings on lines of their own."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(logging.INFO)
+        self._status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = Text(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self._status.console.print(text)
+        else:
+            self._status.update(text)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Show on stderr what the runtime logs in the meantime."""
+    logger = logging.getLogger("glmd_runtime")
+    with Console(stderr=True).status("loading the engine") as status:
+        handler, level = _Loading(status), logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
 def _verify(args: argparse.Namespace) -> None:
-    report = verify_bundle(open_bundle(args.bundle), args.backend)
+    with _loading():
+        report = verify_bundle(open_bundle(args.bundle), args.backend, open_engine=open_engine)
     print(json.dumps(report.to_dict(), indent=2) if args.json else "\n".join(map(_row_line, report.rows)))
     failed = [f"{row.engine} on {row.backend}, {row.stage}" for row in report.rows if row.status == "failed"]
     if failed:
@@ -178,3 +224,14 @@ def _row_line(row: VerifyRow) -> str:
     numbers: dict[str, Any] = {name: f"{value:.3g}" for name, value in row.metrics.items()}
     said = row.reason or ", ".join(f"{name} {value}" for name, value in numbers.items())
     return f"{row.status:8} {row.engine:12} {row.backend:12} {row.precision:5} {row.stage:11} {said}"
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    removed = [describe(entry) for entry in prune()] if args.prune else []
+    found = diagnose()
+    if args.json:
+        print(json.dumps({**found, "pruned": removed}, indent=2))
+        return
+    print("\n".join(lines(found)))
+    if args.prune:
+        print(f"pruned        {len(removed)} engines, {sum(entry['bytes'] for entry in removed) / 2**20:.1f} MiB")

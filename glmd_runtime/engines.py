@@ -73,9 +73,7 @@ def _open_tensorrt(
     def load(plan: Path) -> backends.Backend:
         return backends.load("tensorrt", plan, threads, device)
 
-    index = cuda.parse_device(device)
-    if index is None:
-        raise UnsupportedError("tensorrt runs on CUDA devices only; got device='cpu'. Name another backend.")
+    index = cuda.use_device(device, "tensorrt")
     plugin = _plugins_for(engine)
     folder = _entry(bundle, engine, index, plugin)
     with lock(folder):

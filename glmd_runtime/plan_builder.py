@@ -149,10 +149,15 @@ def _configure(trt: Any, builder: Any, request: Request, progress: Callable[[str
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _progress_monitor(trt, progress)
     if request.timing_cache:
-        known = Path(request.timing_cache)
-        cache = config.create_timing_cache(known.read_bytes() if known.exists() else b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        _use_timings(config, Path(request.timing_cache))
     return config
+
+
+def _use_timings(config: Any, path: Path) -> None:
+    """Begin with what was measured before; with nothing where that is missing, spoilt or of another machine."""
+    known = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _engine_layers(trt: Any, logger: Any, plan: Any, device: int | None) -> str:

@@ -41,6 +41,18 @@ def parse_device(device: str | None) -> int | None:
     return int(index or 0)
 
 
+def use_device(device: str | None, library: str) -> int:
+    """Make the device of that name current, for a library that runs on nothing else. Returns: its index.
+
+    Raises: UnsupportedError for "cpu" and for a device that is not there; UsageError for another name.
+    """
+    index = parse_device(device)
+    if index is None:
+        raise UnsupportedError(f"{library} runs on CUDA devices only; got device='cpu'. Name another backend.")
+    set_device(index)
+    return index
+
+
 def set_device(index: int) -> None:
     """Make a device's primary context the current one of this thread. Raises: UnsupportedError."""
     try:

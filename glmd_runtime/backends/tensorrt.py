@@ -44,10 +44,7 @@ class TensorRtBackend:
     library = "tensorrt"
 
     def __init__(self, plan: Path, threads: int | None = None, device: str | None = None) -> None:
-        index = cuda.parse_device(device)
-        if index is None:
-            raise UnsupportedError(f"{self.library} runs on CUDA devices only; got device='cpu'. Name another backend.")
-        cuda.set_device(index)
+        index = cuda.use_device(device, self.library)
         trt = import_module(self.library)
         content = _checked_plan(plan, trt, cuda.capability(index))
         self.device = f"cuda:{index}"

@@ -1,0 +1,53 @@
+"""What every command does around its work: options, one line for an error, an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from glmd_runtime.errors import GlmdError, UnsupportedError
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None = None,
+    *,
+    extra: str = "cpu",
+    stopped: str = "unfinished outputs were discarded",
+) -> int:
+    """Run a command; an error becomes one line on stderr.
+
+    Args:
+        parser: its options; its `prog` begins every line.
+        command: the work, given the parsed options.
+        arguments: None for those of this process.
+        extra: of the SDK's extras, the one that brings the libraries that the command needs.
+        stopped: what to say when the user interrupts.
+    Returns: the exit code (glmd_runtime.errors has the table); 130 after an interrupt.
+    """
+    try:
+        command(parser.parse_args(arguments))
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped; {stopped}", file=sys.stderr)
+        return 130
+    except (GlmdError, OSError) as error:
+        return _fail(parser.prog, one_line(error), getattr(error, "exit_code", GlmdError.exit_code))
+    except ModuleNotFoundError as error:
+        remedy = f"{error.name} is not installed. Run in the SDK's folder: pip install '.[{extra}]'"
+        return _fail(parser.prog, remedy, UnsupportedError.exit_code)
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    """The message on one line; of an error from a loader process, its last line, without that process's traceback."""
+    text = str(error)
+    if text.startswith("Caught "):  # the form of torch.utils.data
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+def _fail(prog: str, text: str, code: int) -> int:
+    print(f"{prog}: error: {text}", file=sys.stderr)
+    return code
