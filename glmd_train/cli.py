@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
+from glmd_runtime.command import run_command
+from glmd_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from glmd_train.evaluate import Predict, Score
@@ -17,33 +18,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (glmd_runtime.errors has the table)."""
-    options = parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except (GlmdError, OSError) as error:
-        print(f"glmd-train: error: {one_line(error)}", file=sys.stderr)
-        return getattr(error, "exit_code", GlmdError.exit_code)
-    except ModuleNotFoundError as error:
-        return missing_library("glmd-train", error, "train")
-    except KeyboardInterrupt:
-        print("glmd-train: stopped; continue a fit with --resume", file=sys.stderr)
-        return 130
-    return 0
-
-
-def missing_library(command: str, error: ModuleNotFoundError, extra: str) -> int:
-    """Say which extra brings what is not installed; returns the exit code."""
-    print(f"{command}: error: {error.name} is not installed. Run in the SDK's folder: pip install '.[{extra}]'",
-          file=sys.stderr)
-    return UnsupportedError.exit_code
-
-
-def one_line(error: Exception) -> str:
-    """The message on one line; of an error from a loader process, its last line, without that process's traceback."""
-    text = str(error)
-    if text.startswith("Caught "):  # the form of torch.utils.data
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
+    stopped = "continue a fit with --resume"
+    return run_command(parser(), lambda options: options.run(options), arguments, extra="train", stopped=stopped)
 
 
 def parser() -> argparse.ArgumentParser:

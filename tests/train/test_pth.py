@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -11,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ import yaml
 from glmd_runtime.errors import CheckpointError, GlmdError, UsageError
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.checkpoint import load_checkpoint, save_checkpoint
+from glmd_train.cli import main
 from glmd_train.config import ModelConfig
 from glmd_train.loop import store
 from glmd_train.model.detector import build_model
@@ -295,3 +298,23 @@ def test_other_files_are_refused_by_their_suffix(name: str, tmp_path: Path) -> N
         load_checkpoint(tmp_path / name)
     with pytest.raises(CheckpointError, match="is a folder"):
         load_checkpoint(tmp_path)
+
+
+def test_glmd_train_eval_scores_a_pth_file_and_says_how_sure_it_is(
+    pth: Path, names: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "x.png"), np.random.default_rng(0).integers(0, 255, (64, 80), dtype=np.uint8))
+    labels = {
+        "images": [{"id": 1, "file_name": "x.png", "width": 80, "height": 64}],
+        "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "boat"}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": i, "bbox": [5, 5, 20, 20]} for i in (1, 2)],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    command = ["eval", "--checkpoint", str(pth), "--data", str(tmp_path / "labels.json")]
+    assert main(command) == 2
+    assert f"Run: glmd-export --ckpt {pth} --classes names.txt" in capsys.readouterr().err
+    assert main([*command, "--classes", str(names)]) == 0
+    said = capsys.readouterr().out
+    assert "95% interval over the pictures" in said and "no such class: boat" in said
+    assert main(["eval", "--engine", "x.glmd", "--data", "x.json", "--classes", str(names)]) == 2
+    assert "A bundle names its own classes" in capsys.readouterr().err
