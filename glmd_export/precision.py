@@ -14,6 +14,7 @@ from onnxscript import ir, optimizer
 from glmd_runtime.errors import PrecisionError
 
 Precision = Literal["fp32", "fp16"]
+Between = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]  # names of tensors: beginnings and ends, pair by pair
 
 # Inputs of each kind that are half: all, or those with these indices (ROIs stay float).
 _COMPUTES: dict[str, tuple[int, ...] | None] = {"Conv": None, "Gemm": None, "MatMul": None, "GlmdRoiAlign": (0,)}
@@ -24,7 +25,7 @@ _FOLLOWS = frozenset({
     "Reshape", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })
 # Arithmetic on boxes and scores, from and to tensors of `graph.Stages`: all of it is float, its matrix products too.
-BOX_ARITHMETIC = (
+BOX_ARITHMETIC: Between = (
     (("objectness", "deltas"), ("proposals", "valid")),
     (("logits", "box_deltas", "proposals"), ("boxes", "scores")),
     (("boxes", "scores", "valid"), ("num_dets", "det_boxes", "det_scores", "det_classes")),  # only in `graph.EndToEnd`
@@ -51,10 +52,15 @@ def to_half(model: ir.Model) -> None:
 
 
 def box_arithmetic(model: ir.Model) -> set[ir.Node]:
-    """The nodes between the tensors of BOX_ARITHMETIC: those from which the ends depend, back to the beginnings."""
+    """The nodes between the tensors of BOX_ARITHMETIC."""
+    return nodes_between(model, BOX_ARITHMETIC)
+
+
+def nodes_between(model: ir.Model, tensors: Between) -> set[ir.Node]:
+    """The nodes from which the ends depend, back to the beginnings; ends that a graph does not have are left out."""
     values = {value.name: value for node in model.graph for value in node.outputs}
     found: set[ir.Node] = set()
-    for begins, ends in BOX_ARITHMETIC:
+    for begins, ends in tensors:
         waiting = [values[name] for name in ends if name in values]
         while waiting:
             value = waiting.pop()
