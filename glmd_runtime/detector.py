@@ -96,7 +96,8 @@ class Detector:
         With TensorRT they may lie on its CUDA device, as arrays of torch, cupy or pycuda (anything with DLPack or
         `__cuda_array_interface__`), and are then copied within the device only.
 
-        Args: images, (N, C, H, W) float32, N >= 1, as `preprocess` makes them; geometries, one an image.
+        Args: images, (N, C, H, W) float32, N >= 1, as `preprocess` makes them; geometries, one an image. If N is not
+            the graph's batch, images must be an array that slices and integers can index, as torch's and cupy's.
         Returns: one result an image, boxes in pixels of the frame that the geometry names, best score first.
         Raises: FrameError for another shape, type or place, GlmdError after `close`.
         """

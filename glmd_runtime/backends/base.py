@@ -23,9 +23,12 @@ class Backend(Protocol):
 def run_padded(backend: Backend, batch: int, inputs: Tensors) -> Tensors:
     """Run N images through a graph whose batch is fixed: in groups of `batch`, the last one padded, padding cut off.
 
-    Args: inputs, each (N, ...), N >= 1. Returns: outputs, each (N, ...).
+    Args: inputs, each (N, ...), N >= 1; if N is not `batch`, arrays that slices and integers can index.
+    Returns: outputs, each (N, ...).
     """
-    n = len(next(iter(inputs.values())))
+    n = next(iter(inputs.values())).shape[0]
+    if n == batch:
+        return backend.run(inputs)
     groups = [
         backend.run({name: _padded(value[i : i + batch], batch) for name, value in inputs.items()})
         for i in range(0, n, batch)
