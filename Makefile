@@ -1,5 +1,6 @@
 # make demo   set up, export the shipped checkpoint, verify it, run it on thermal video
 # make test   set up, lint, type-check, test
+# make plugins  the CUDA operators: what nvcc and TensorRT's headers allow here, and their tests
 # make bench  latency and accuracy of the shipped bundle
 VENV ?= .venv
 PYTHON ?= python3
@@ -11,13 +12,18 @@ export GLMD_DATA ?= ../shared/data
 CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_037.mp4)
 SOURCE ?= $(if $(CLIP),$(CLIP),sim://ground?seed=20261123&frames=150)
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint plugins bench clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# Two versions of TensorRT to compare the fakes and the plugins with; beside the environment, as it holds one of a kind.
+	for version in 10.16.1.11 11.4.0.106; do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade \
+			--target $(VENV)/lean-$${version%.*.*} tensorrt-lean-cu13==$$version || exit 1; \
+	done
 	touch $@
 
 demo: setup
@@ -33,6 +39,11 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+plugins: setup
+	cmake -S . -B build -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build
+	ctest --test-dir build --output-on-failure
 
 bench: setup
 	$(BIN)/python -m benchmarks.accuracy --bundle models/thermal_lite0.glmd

@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmd_runtime.command import run_command
-from glmd_runtime.errors import ParityError, UsageError
+from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from glmd_export.exporter import Recipe
@@ -130,6 +131,8 @@ def _check_usage(options: argparse.Namespace, output: Path) -> None:
     for path in filter(None, (options.junit, options.plot)):
         if not path.absolute().parent.is_dir():
             raise UsageError(f"{path} cannot be written: its folder does not exist. Make it, or choose another path.")
+    if options.plot and find_spec("matplotlib") is None:
+        raise UnsupportedError("--plot needs matplotlib. Run in the SDK's folder: pip install '.[export]'")
     check_target(output, overwrite=options.overwrite)
 
 
