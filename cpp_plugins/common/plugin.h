@@ -48,7 +48,7 @@ inline std::string read_fields(const std::vector<Attribute>& attributes,
     return "";
 }
 
-// A `Derived` names itself and its attributes (kName, kAttributes, struct Attributes, static check) and computes.
+// A `Derived` has kName, attributes() and why_not_with(attributes), and does what depends on its tensors.
 template <typename Derived, typename Attributes>
 class Plugin : public nvinfer1::IPluginV3,
                public nvinfer1::IPluginV3OneCore,

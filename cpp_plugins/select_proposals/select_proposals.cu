@@ -139,7 +139,8 @@ __global__ void __launch_bounds__(kWordBits)
     const int row = blockIdx.y * kWordBits + threadIdx.x;
     const float4* const boxes_of_image = boxes + image * k;
 
-    if (first_column + static_cast<int>(threadIdx.x) < k) columns[threadIdx.x] = boxes_of_image[first_column + threadIdx.x];
+    const int column = first_column + threadIdx.x;
+    if (column < k) columns[threadIdx.x] = boxes_of_image[column];
     GLMD_BARRIER(columns_loaded);
     if (row >= k) return;
     const float4 box = boxes_of_image[row];

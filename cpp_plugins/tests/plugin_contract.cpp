@@ -102,7 +102,8 @@ void check_common(IPluginCreatorV3One& creator, const Made& made, const std::vec
     const PluginFieldCollection* const saved = made.runtime->getFieldsToSerialize();
     expect(saved->nbFields == static_cast<int32_t>(fields.size()), "every field is serialised");
     for (int i = 0; i < saved->nbFields; ++i)
-        expect(!std::strcmp(saved->fields[i].name, fields[i].name) && !std::memcmp(saved->fields[i].data, fields[i].data, 4),
+        expect(!std::strcmp(saved->fields[i].name, fields[i].name) &&
+                   !std::memcmp(saved->fields[i].data, fields[i].data, 4),
                "a serialised field has its value");
     const Made again(creator.createPlugin("again", saved, TensorRTPhase::kRUNTIME));
     const Made clone(again.plugin->clone());
@@ -127,14 +128,15 @@ void check_enqueue(const Made& made, const std::vector<DynamicPluginTensorDesc>&
     for (const auto& each : tensors) descs.push_back(each.desc);
     const std::vector<const void*> data(inputs, nullptr);
     const std::vector<void*> results(tensors.size() - inputs, nullptr);
-    expect(made.runtime->enqueue(descs.data(), descs.data() + inputs, data.data(), results.data(), nullptr, nullptr) != 0,
+    expect(made.runtime->enqueue(descs.data(), descs.data() + inputs, data.data(), results.data(), nullptr,
+                                 nullptr) != 0,
            "enqueue without a device is an error");
 }
 
 bool supported(const Made& made, const std::vector<DynamicPluginTensorDesc>& tensors, int inputs) {
-    for (int at = 0; at < static_cast<int>(tensors.size()); ++at)
-        if (!made.build->supportsFormatCombination(at, tensors.data(), inputs, static_cast<int>(tensors.size()) - inputs))
-            return false;
+    const int count = static_cast<int>(tensors.size());
+    for (int at = 0; at < count; ++at)
+        if (!made.build->supportsFormatCombination(at, tensors.data(), inputs, count - inputs)) return false;
     return true;
 }
 
@@ -167,7 +169,8 @@ void check_roi_align(IPluginCreatorV3One& creator) {
 
     const DataType types[] = {DataType::kHALF, DataType::kFLOAT};
     DataType type{};
-    expect(made.build->getOutputDataTypes(&type, 1, types, 2) == 0 && type == DataType::kHALF, "the type is the features'");
+    expect(made.build->getOutputDataTypes(&type, 1, types, 2) == 0 && type == DataType::kHALF,
+           "the type is the features'");
     const auto good = tensors(DataType::kHALF, linear, linear);
     expect(made.build->configurePlugin(good.data(), 2, good.data() + 2, 1) == 0, "configures");
     auto large = good;
