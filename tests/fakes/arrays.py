@@ -18,7 +18,7 @@ class _Array:
         self.shape, self.dtype, self._strides = array.shape, array.dtype, strides  # strides in elements
         self.pointer = runtime.cudaMalloc(self._array.nbytes)[1]
         self._stream = runtime.cudaStreamCreateWithFlags(1)[1]
-        self._stream.push(lambda: ctypes.memmove(self.pointer, self._array.ctypes.data, self._array.nbytes))
+        self._stream._push(lambda: ctypes.memmove(self.pointer, self._array.ctypes.data, self._array.nbytes))
 
 
 class CudaArray(_Array):
@@ -73,7 +73,7 @@ class DlpackArray(_Array):
 
     def __dlpack__(self, *, stream: int) -> Any:
         # What this library has under way comes first in the consumer's stream.
-        self._runtime.stream_at(stream).push(lambda: self._runtime.cudaStreamSynchronize(self._stream) and None)
+        self._runtime._stream_at(stream)._push(lambda: self._runtime.cudaStreamSynchronize(self._stream) and None)
         size, axes = self.dtype.itemsize, len(self.shape)
         code = {"i": 0, "u": 1, "f": 2, "b": 6}[self.dtype.kind]
         shape = (ctypes.c_int64 * axes)(*self.shape)

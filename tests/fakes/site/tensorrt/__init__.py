@@ -36,7 +36,7 @@ def _fault() -> str:
 
 
 def _enum(name: str, *members: str) -> Any:
-    return IntEnum(name, {member: i for i, member in enumerate(members)})
+    return IntEnum(name, {member: i for i, member in enumerate(members)}, module=__name__)
 
 
 DataType = _enum("DataType", "FLOAT", "HALF", "INT8", "INT32", "BOOL", "INT64")
@@ -48,7 +48,11 @@ MemoryPoolType = _enum("MemoryPoolType", "WORKSPACE")
 ErrorCode = _enum("ErrorCode", "SUCCESS", "MODEL_DESERIALIZE_FAILED", "INVALID_NODE")
 if _MAJOR == 10:
     BuilderFlag = _enum("BuilderFlag", "FP16", "INT8", "TF32")
-    NetworkDefinitionCreationFlag = _enum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED")
+
+
+    class NetworkDefinitionCreationFlag(IntEnum):
+        STRONGLY_TYPED = 1
+
 else:
     BuilderFlag = _enum("BuilderFlag", "TF32")
 
@@ -132,11 +136,17 @@ class IProgressMonitor:
 
 
 class ITensor:
+    name: str
+    dtype: Any
+
     def __init__(self, name: str, dtype: Any) -> None:
         self.name, self.dtype = name, dtype
 
 
 class ILayer:
+    name: str
+    type: Any
+
     def __init__(self, node: Any, types: dict[str, Any]) -> None:
         self.name = node.name
         self.type = LayerType.PLUGIN_V3 if node.domain == _GLMD else _OPERATORS.get(node.op_type, LayerType.ELEMENTWISE)
@@ -223,9 +233,12 @@ class ITimingCache:
 
 
 class IBuilderConfig:
+    profiling_verbosity: Any
+    progress_monitor: IProgressMonitor | None
+
     def __init__(self) -> None:
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
-        self.progress_monitor: IProgressMonitor | None = None
+        self.progress_monitor = None
         self._timings: ITimingCache | None = None
         self._workspace = 0
 
@@ -314,7 +327,7 @@ def _capability() -> str:
     return f"{major}.{minor}"
 
 
-class Crash(BaseException):
+class _Crash(BaseException):
     """Where the real library would end the process."""
 
 
@@ -324,7 +337,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         if cuda.cudaGetDeviceCount()[1] is None:
-            raise Crash("Runtime without a device")
+            raise _Crash("Runtime without a device")
         if serialized_engine[:4] != b"ftrt":
             return self._refuse("Magic tag does not match")
         plan = json.loads(serialized_engine[4:])
@@ -413,18 +426,18 @@ class IExecutionContext:
         return True
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        stream = cuda.stream_at(stream_handle)
+        stream = cuda._stream_at(stream_handle)
         if _fault() == "capture" and stream.capture is not None:
             stream.broken = True
             return False
         if _fault() == "enqueue" or set(self._addresses) != set(self._engine._tensors):
             return False
-        stream.push(self._compute)
+        stream._push(self._compute)
         return True
 
     def _compute(self) -> None:
         if not self._busy.acquire(blocking=False):
-            raise Crash("an execution context was used by two calls at once")
+            raise _Crash("an execution context was used by two calls at once")
         try:
             time.sleep(0.001)  # long enough for two threads to meet
             tensors = self._engine._tensors

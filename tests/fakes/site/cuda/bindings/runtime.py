@@ -44,7 +44,7 @@ class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
-Work = Callable[[], None]
+_Work = Callable[[], None]
 _OK, _INVALID = cudaError_t.cudaSuccess, cudaError_t.cudaErrorInvalidValue
 _thread = threading.local()
 _device_memory: dict[int, Any] = {}
@@ -54,22 +54,22 @@ _last_error = [_OK]
 
 
 class cudaStream_t:
-    """Work in order, done when someone waits for it; during a capture it goes into a graph instead."""
+    """_Work in order, done when someone waits for it; during a capture it goes into a graph instead."""
 
     def __init__(self) -> None:
-        self.work: list[Work] = []
-        self.capture: list[Work] | None = None
+        self.work: list[_Work] = []
+        self.capture: list[_Work] | None = None
         self.broken = False
 
     def __int__(self) -> int:
         return id(self)
 
-    def push(self, work: Work) -> None:
+    def _push(self, work: _Work) -> None:
         (self.work if self.capture is None else self.capture).append(work)
 
 
 class cudaGraph_t:
-    def __init__(self, work: list[Work]) -> None:
+    def __init__(self, work: list[_Work]) -> None:
         self.work = work
 
 
@@ -77,7 +77,7 @@ class cudaGraphExec_t(cudaGraph_t):
     pass
 
 
-def stream_at(handle: int) -> cudaStream_t:
+def _stream_at(handle: int) -> cudaStream_t:
     """For the fake TensorRT, which is given a stream as a number."""
     return _streams[handle]
 
@@ -143,7 +143,7 @@ def cudaMemcpyAsync(dst: int, src: int, count: int, kind: cudaMemcpyKind, stream
         return (_failed(cudaError_t.cudaErrorInvalidResourceHandle),)
     if kind != cudaMemcpyKind.cudaMemcpyDefault or not (_known(dst, count) and _known(src, count)):
         return (_failed(_INVALID),)
-    stream.push(lambda: ctypes.memmove(dst, src, count) and None)
+    stream._push(lambda: ctypes.memmove(dst, src, count) and None)
     return (_OK,)
 
 
@@ -200,7 +200,7 @@ def cudaGraphInstantiate(graph: cudaGraph_t, flags: int) -> tuple[cudaError_t, c
 
 def cudaGraphLaunch(graphExec: cudaGraphExec_t, stream: cudaStream_t) -> tuple[cudaError_t]:
     for work in graphExec.work:
-        stream.push(work)
+        stream._push(work)
     return (_OK,)
 
 
