@@ -35,18 +35,19 @@ class Align(nn.Module):
 
 
 class Sample(nn.Module):
-    """GridSample at every point that the adaptive grid of a box as long as the map would have, unused ones weighing 0."""
+    """GridSample at every point of the adaptive grid of a box as long as the map; those a box does not have weigh 0."""
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
         cells = boxes / STRIDE - 0.5  # (1, R, 4)
         y, weigh_y = points(cells[0, :, 1], cells[0, :, 3], H)  # (R, bins S) each
         x, weigh_x = points(cells[0, :, 0], cells[0, :, 2], W)
         rows, columns = y.shape[1], x.shape[1]
-        unit = torch.stack([
-            (2 * x[:, None] / (W - 1) - 1).expand(-1, rows, -1), (2 * y[:, :, None] / (H - 1) - 1).expand(-1, -1, columns)
-        ], dim=3)  # (R, rows, columns, 2)
-        found = F.grid_sample(features, unit.reshape(1, -1, columns, 2), align_corners=True)  # (1, C, R rows, columns)
-        found = found.reshape(C, ROIS, rows, columns).transpose(0, 1) * weigh_y[:, None, :, None] * weigh_x[:, None, None]
+        across = (2 * x[:, None] / (W - 1) - 1).expand(-1, rows, -1)
+        down = (2 * y[:, :, None] / (H - 1) - 1).expand(-1, -1, columns)
+        grid = torch.stack([across, down], dim=3).reshape(1, -1, columns, 2)  # (1, R rows, columns, 2)
+        found = F.grid_sample(features, grid, align_corners=True)  # (1, C, R rows, columns)
+        found = found.reshape(C, ROIS, rows, columns).transpose(0, 1)  # (R, C, rows, columns)
+        found = found * weigh_y[:, None, :, None] * weigh_x[:, None, None]
         return found.reshape(ROIS, C, BINS, rows // BINS, BINS, columns // BINS).sum(dim=(3, 5))  # (R, C, bins, bins)
 
 
@@ -86,7 +87,8 @@ def main() -> None:
         rows = measure(calls, rounds=15)
     for name, row in rows.items():
         print(name, row)
-    setup = {"precision": "fp32", "batch": 1, "threads": threads, "proposals": ROIS, "features": [C, H, W], "bins": BINS}
+    size = {"proposals": ROIS, "features": [C, H, W], "bins": BINS}
+    setup = {"precision": "fp32", "batch": 1, "threads": threads, **size}
     print(write("roi_align", {**conditions("python -m benchmarks.roi_align"), **setup, "rows": rows}))
 
 
