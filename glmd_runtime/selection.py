@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from glmd_runtime import backends
+from glmd_runtime.backends.cuda import parse_device
 from glmd_runtime.backends.tensorrt import find_plugins
 from glmd_runtime.bundle import Bundle
 from glmd_runtime.engines import needs_plugins, open_engine
@@ -90,10 +91,11 @@ def _open_fastest(bundle: Bundle, engines: Sequence[str], options: dict[str, Any
 
 
 def _on(device: str | None) -> list[str]:
-    """The backends that are here and run on this kind of device."""
-    kinds = {"openvino": ("cpu",), "onnxruntime": ("cpu", "cuda")}
-    kind = (device or "").partition(":")[0]
-    return [name for name in backends.available() if not kind or kind in kinds.get(name, ("cuda",))]
+    """The backends that are here and run on this kind of device; all of them for None. Raises: UsageError."""
+    if device is None:
+        return backends.available()
+    without = ("openvino",) if parse_device(device) is not None else ("tensorrt", "tensorrt_rtx")
+    return [name for name in backends.available() if name not in without]
 
 
 def _readable(engines: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:

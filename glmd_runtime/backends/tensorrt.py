@@ -24,7 +24,7 @@ from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedE
 from glmd_runtime.plan import PlanRecord, sha256
 
 PLUGIN_VARIABLE = "GLMD_PLUGIN_LIBRARY"
-_PACKAGED_PLUGINS = Path(__file__).parents[1] / "lib" / "libglmd_plugins.so"  # where CMake puts them
+_BUILT_PLUGINS = Path(__file__).parents[2] / "build" / "libglmd_plugins.so"  # CMake's, in the SDK's folder
 _IN_FLIGHT = 2  # calls at once, unless asked for more: one computes while the other copies
 _DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT32": "i4", "INT64": "i8", "INT8": "i1", "UINT8": "u1", "BOOL": "?"}
 _BUILD_AGAIN = "Build it again on this machine."
@@ -172,7 +172,7 @@ class _Slot:
 
 
 def find_plugins() -> Path | None:
-    """This project's plugin library: where GLMD_PLUGIN_LIBRARY says, or where CMake puts it; None without one.
+    """This project's plugin library: where GLMD_PLUGIN_LIBRARY says, or where `make plugins` puts it; None without.
 
     Raises: UnsupportedError when the variable names no file.
     """
@@ -180,7 +180,7 @@ def find_plugins() -> Path | None:
         if not Path(named).is_file():
             raise UnsupportedError(f"{PLUGIN_VARIABLE} must name the plugin library; {named} is no file. Correct it.")
         return Path(named)
-    return _PACKAGED_PLUGINS if _PACKAGED_PLUGINS.is_file() else None
+    return _BUILT_PLUGINS if _BUILT_PLUGINS.is_file() else None
 
 
 def load_plugins(trt: Any, library: Path) -> None:

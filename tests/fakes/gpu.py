@@ -23,6 +23,7 @@ class FakeGpu:
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         monkeypatch.setenv("GLMD_FAKE_BUILDS", str(self._builds))
         monkeypatch.delenv("GLMD_PLUGIN_LIBRARY", raising=False)
+        monkeypatch.setattr("glmd_runtime.backends.tensorrt._BUILT_PLUGINS", folder / "libglmd_plugins.so")
         monkeypatch.syspath_prepend(SITE)
         self.become("10.3.0", "8.7")
 

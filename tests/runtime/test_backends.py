@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from glmd_runtime.backends.fake import FakeBackend
 from glmd_runtime.errors import BundleError, UnsupportedError, UsageError
 from tests import tiny
 from tests.conftest import skip_unless
+from tests.fakes.gpu import FakeGpu
 
 every_backend = pytest.mark.parametrize("name", backends.readers("model.onnx"))
 
@@ -76,6 +78,71 @@ def test_a_library_that_breaks_at_import(
     monkeypatch.setattr(backends, "import_module", broken)
     with pytest.raises(UnsupportedError, match=r"openvino is installed but .* is too old.*pip install"):
         backends.load("openvino", tiny_bundle / "model.onnx")
+
+
+def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [backends.why_not(name) for name in backends.available()] == [""] * len(backends.available())
+    with pytest.raises(UsageError, match="got 'abacus'"):
+        backends.why_not("abacus")
+
+    def broken(_: str) -> None:
+        raise OSError("libcudart.so.13 is missing")
+
+    monkeypatch.setattr(backends, "available", lambda: ["tensorrt_rtx"])
+    monkeypatch.setattr(backends, "import_module", broken)
+    assert "tensorrt_rtx is installed but cannot be imported: libcudart" in backends.why_not("tensorrt_rtx")
+    assert "openvino is not installed. Run: pip install" in backends.why_not("openvino")
+
+
+class TestOnnxRuntimeOnAGpu:
+    """Which providers are asked for; sessions are only recorded: onnxruntime-gpu has no place beside onnxruntime."""
+
+    @pytest.fixture
+    def sessions(self, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        import onnxruntime
+
+        asked: list[list[str]] = []
+
+        class Session:
+            def __init__(self, model: str, options: Any, providers: list[tuple[str, dict[str, Any]]]) -> None:
+                asked.append([name for name, _ in providers])
+                self.settings = dict(providers)
+
+            def get_outputs(self) -> list[Any]:
+                return []
+
+            def get_providers(self) -> list[str]:
+                return [name for name in asked[-1] if name not in self.unable]
+
+            unable: tuple[str, ...] = ()
+
+        everything = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: everything)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        self.session = Session
+        return asked
+
+    def test_order(self, sessions: list[list[str]], tmp_path: Path) -> None:
+        backend = backends.load("onnxruntime", tmp_path / "m.onnx", device="cuda:0")
+        assert [name[:4] for name in sessions[-1]] == ["Tens", "CUDA", "CPUE"] and backend.device == "cuda:0"
+        assert backend._session.settings["CUDAExecutionProvider"] == {"device_id": 0, "use_tf32": 0}
+        assert backends.load("onnxruntime", tmp_path / "m.onnx", device="cpu").device == "cpu"
+        assert sessions[-1] == ["CPUExecutionProvider"]
+
+    def test_never_the_cpu_without_a_word(self, sessions: list[list[str]], gpu: FakeGpu, tmp_path: Path) -> None:
+        self.session.unable = ("TensorrtExecutionProvider", "CUDAExecutionProvider")  # libraries of another CUDA
+        with pytest.raises(UnsupportedError, match=r"no CUDA provider .* onnxruntime-gpu.*device='cpu'"):
+            backends.load("onnxruntime", tmp_path / "m.onnx", device="cuda")
+        assert backends.load("onnxruntime", tmp_path / "m.onnx").device == "cpu"
+        gpu.become("10.3.0", "")
+        with pytest.raises(UnsupportedError, match="no CUDA provider"):
+            backends.load("onnxruntime", tmp_path / "m.onnx", device="cuda")
+
+
+def test_openvino_runs_on_the_cpu(tiny_bundle: Path) -> None:
+    skip_unless("openvino" in backends.available(), "openvino", "openvino is not installed")
+    with pytest.raises(UnsupportedError, match="on the CPU here; got device 'cuda'"):
+        backends.load("openvino", tiny_bundle / "model.onnx", device="cuda")
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 7])

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 
 from glmd_runtime import backends, cli
-from glmd_runtime.bundle import write_bundle
+from glmd_runtime.bundle import open_bundle, write_bundle
+from glmd_runtime.engines import open_engine
 from tests import tiny
 from tests.conftest import skip_unless
+from tests.fakes import models
+from tests.fakes.gpu import FakeGpu
 
 ROOT = Path(__file__).parents[2]
 CLIP = "sim://air?seed=3&frames=3&size=80x64"
@@ -183,7 +186,86 @@ def test_verify_refuses_an_altered_bundle(
     assert code == 1 and "was altered" in said
 
 
-@pytest.mark.parametrize("name", ["run", "verify"])
-def test_help_names_every_option(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("run", ["--backend", "--json", "--device", "--build"]),
+        ("verify", ["--backend", "--json"]),
+        ("doctor", ["--prune", "--json"]),
+    ],
+)
+def test_help_names_every_option(name: str, options: list[str]) -> None:
     text = call(name, "--help").stdout
-    assert f"usage: glmd-{name}" in text and "--backend" in text and "--json" in text
+    assert f"usage: glmd-{name}" in text and all(option in text for option in options)
+
+
+def test_run_builds_a_tensorrt_engine_once(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = models.half_bundle(tmp_path / "t.glmd").path
+    for times in (1, 2):
+        code, said, told = call_here(
+            "run", "--engine", path, "--source", CLIP, monkeypatch=monkeypatch, capsys=capsys
+        )
+        assert code == 0 and said.strip().endswith("(tensorrt, fp16, cuda:0)")
+        assert told.count("Building a TensorRT engine") == (times == 1)
+    code, said, _ = call_here("verify", path, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0 and gpu.builds == 1
+    assert [line.split()[0] for line in said.splitlines() if " tensorrt " in line] == ["passed", "passed"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--backend", "tensorrt", "--build", "never"], 5, "build='auto'"),
+        (["--backend", "tensorrt", "--device", "cpu"], 5, "CUDA devices only"),
+        (["--device", "gpu"], 2, "cpu, cuda or cuda:N; got 'gpu'"),
+        (["--backend", "tensorrt_rtx"], 5, "tensorrt_rtx"),
+    ],
+)
+def test_errors_of_engines_are_one_line_too(
+    args: list[str],
+    code: int,
+    message: str,
+    gpu: FakeGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = models.half_bundle(tmp_path / "t.glmd").path
+    given = ["--engine", path, "--source", CLIP, *args]
+    came, _, said = call_here("run", *given, monkeypatch=monkeypatch, capsys=capsys)
+    last = said.strip().splitlines()[-1]
+    assert came == code and last.startswith("glmd-run: error: ") and message in last
+
+
+def test_verify_exits_with_3_when_the_built_engine_is_wrong(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu.fault("wrong")
+    path = models.half_bundle(tmp_path / "t.glmd").path
+    code, _, said = call_here("verify", path, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 3 and "model.fp16.onnx on tensorrt" in said
+
+
+def test_doctor_says_what_can_run_and_what_is_cached(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def doctor(*args: str) -> str:
+        code, said, _ = call_here("doctor", *args, monkeypatch=monkeypatch, capsys=capsys)
+        assert code == 0
+        return said
+
+    path = models.half_bundle(tmp_path / "t.glmd").path
+    open_engine(open_bundle(path), models.HALF, "tensorrt").close()
+    found = json.loads(doctor("--json"))
+    assert found["backends"]["tensorrt"] == {"version": "10.3.0", "why_not": ""}
+    assert found["cuda"] == "cuda:0 of compute capability 8.7" and found["plugins"] == "none built"
+    [entry] = found["engines"]
+    assert (entry["library"], entry["precision"], entry["stale"]) == ("tensorrt 10.3.0", "fp16", "")
+    assert entry["bytes"] > 0 and "pruned        0 engines" in doctor("--prune")
+    gpu.become("10.14.1", "8.7")
+    assert "tensorrt is 10.14.1 here" in doctor() and "pruned        1 engines" in doctor("--prune")
+    assert json.loads(doctor("--json"))["engines"] == []
+    gpu.become("10.14.1", "")
+    assert json.loads(doctor("--json"))["backends"]["tensorrt"]["why_not"].startswith("The backend tensorrt cannot run")

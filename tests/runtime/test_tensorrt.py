@@ -20,6 +20,7 @@ from glmd_runtime.engines import build_plan, open_engine
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError
 from glmd_runtime.verify import VerifyReport, VerifyRow
 from tests import tiny
+from tests.conftest import skip_unless
 from tests.fakes import models
 from tests.fakes.arrays import CudaArray, DlpackArray, OldCudaArray
 from tests.fakes.gpu import FakeGpu
@@ -40,6 +41,12 @@ def backend(plan: Path) -> Iterator[backends.Backend]:
     loaded = backends.load("tensorrt", plan)
     yield loaded
     loaded.close()
+
+
+@pytest.fixture
+def installed() -> None:
+    for name in ("openvino", "onnxruntime"):
+        skip_unless(name in backends.available(), name, f"{name} is not installed")
 
 
 @pytest.fixture
@@ -320,7 +327,7 @@ def test_plugins_are_preferred_where_they_are(gpu: FakeGpu, tmp_path: Path) -> N
     path = models.bundle(tmp_path / "t.glmd", both).path
     with Detector(path) as detector:
         assert detector.info()["engine"] == models.HALF
-    gpu.plugins(tmp_path / "libglmd_plugins.so")
+    (tmp_path / "libglmd_plugins.so").write_bytes(b"glmd plugins")  # where `make plugins` puts it
     with Detector(path) as detector:
         assert detector.info()["engine"] == models.PLUGIN
     with Detector(path / models.HALF) as detector:
@@ -357,3 +364,19 @@ def test_int8_only_when_it_passed(status: str, gpu: FakeGpu, tmp_path: Path) -> 
         assert detector.info()["precision"] == ("int8" if status == "passed" else "fp16")
     [entry] = cached_engines()
     assert entry.record is not None and entry.record.precision == detector.info()["precision"]
+
+
+def test_every_cpu_engine_that_passed_the_fastest_first(tmp_path: Path, installed: None) -> None:
+    """What a machine without a GPU takes of a bundle that has everything."""
+    engines = {
+        "model.fp16.onnx": ("fp16", models.half_model()),
+        "model.int8.onnx": ("int8", models.int8_model()),
+        "tensorrt_rtx.fp16.engine": ("fp16", b"built elsewhere"),
+    }
+    order = [("model.int8.onnx", "onnxruntime"), ("model.onnx", "openvino"), ("model.onnx", "onnxruntime")]
+    for n in range(3):
+        passed = [row for pair in order[n:] for row in rows("passed", *pair, "any")]
+        report = VerifyReport((*passed, *rows("passed", "model.fp16.onnx", "onnxruntime", "fp16")))
+        path = models.bundle(tmp_path / f"{n}.glmd", engines, verified=report).path
+        with Detector(path, device="cpu") as detector:
+            assert (detector.info()["engine"], detector.info()["backend"]) == order[n]
