@@ -20,12 +20,15 @@ def why_no_device() -> str:
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         return f"it needs cuda-bindings, which is not installed. Run: {INSTALL}"
     try:
-        error, count = runtime().cudaGetDeviceCount()
+        library = runtime()
     except Exception as cause:  # whatever a broken library does when it is imported
-        return f"cuda-bindings is installed but cannot be used: {cause}. Run: {INSTALL}"
-    if error == runtime().cudaError_t.cudaSuccess and count:
-        return ""
-    return f"no CUDA device was found ({_text(error)}). Use a machine with an NVIDIA GPU and its driver"
+        return f"cuda-bindings is installed but cannot be imported: {cause}. Run: {INSTALL}"
+    try:
+        error, count = library.cudaGetDeviceCount()
+        said = "" if error == library.cudaError_t.cudaSuccess and count else _text(error)
+    except RuntimeError as cause:  # cuda-bindings 12 where there is no driver
+        said = str(cause)
+    return said and f"no CUDA device was found ({said}). Use a machine with an NVIDIA GPU and its driver"
 
 
 def parse_device(device: str | None) -> int | None:

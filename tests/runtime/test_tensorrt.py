@@ -281,6 +281,23 @@ def test_no_device_is_asked_before_the_library(plan: Path, gpu: FakeGpu, never_d
         TensorRtBackend(plan)
 
 
+def test_no_driver(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises() -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")  # as cuda-bindings 12.8 does
+
+    assert cuda.why_no_device() == ""
+    monkeypatch.setattr(cuda.runtime(), "cudaGetDeviceCount", raises)
+    assert "no CUDA device was found (Failed to dlopen libcuda.so.1). Use" in backends.why_not("tensorrt")
+
+    def broken() -> None:
+        raise ImportError("built for another Python")
+
+    monkeypatch.setattr(cuda, "runtime", broken)
+    assert "cannot be imported: built for another Python. Run: pip install" in backends.why_not("tensorrt")
+    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+    assert "it needs cuda-bindings, which is not installed. Run: pip install" in backends.why_not("tensorrt")
+
+
 def test_what_the_library_refuses(plan: Path, gpu: FakeGpu) -> None:
     gpu.become("10.14.1", "8.7")
     record = plan.with_name("model.engine.json")
