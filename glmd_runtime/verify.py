@@ -166,6 +166,9 @@ def _verify_engine(bundle: Bundle, engine: str, name: str, open_engine: OpenEngi
         return [VerifyRow(engine, name, precision, stage, "failed", str(error)) for stage in ENGINE_STAGES]
     try:
         return check_engine(backend, name, engine, bundle.manifest, bundle.reference)
+    except Exception as error:  # whatever a library raises while it runs is no answer
+        reason = f"it failed while it ran: {str(error).strip()}. Export the checkpoint again"
+        return [VerifyRow(engine, name, precision, stage, "failed", reason) for stage in ENGINE_STAGES]
     finally:
         backend.close()
 

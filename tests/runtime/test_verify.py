@@ -409,3 +409,19 @@ def test_not_run_is_never_green() -> None:
     preprocess = replace(row, engine="preprocess", stage="preprocess", status="passed")
     assert VerifyReport((preprocess,)).status == VerifyReport((preprocess, row)).status == "failed"
     assert VerifyReport((replace(row, status="failed"), replace(row, status="passed"))).status == "failed"
+
+
+def test_an_engine_that_fails_while_it_runs_is_a_failed_row(tmp_path: Path) -> None:
+    skip_unless("onnxruntime" in backends.available(), "onnxruntime", "onnxruntime is not installed")
+
+    class Broken:
+        def run(self, inputs: backends.Tensors) -> backends.Tensors:
+            raise RuntimeError("out of memory")
+
+        def close(self) -> None:
+            """Nothing to give back."""
+
+    report = verify_bundle(tiny.bundle(tmp_path / "t.glmd"), "onnxruntime", open_engine=lambda *_: Broken())
+    assert report.status == "failed"
+    assert {r.status for r in report.rows if r.backend == "onnxruntime"} == {"failed"}
+    assert all("out of memory" in r.reason for r in report.rows if r.backend == "onnxruntime")
