@@ -98,7 +98,7 @@ def test_another_plugin_library_builds_again(gpu: FakeGpu, tmp_path: Path) -> No
         gpu.plugins(tmp_path / "libglmd_plugins.so", content)
         check_answers(bundle, models.PLUGIN)
         check_answers(bundle, models.PLUGIN)
-    assert gpu.builds == 2
+    assert gpu.builds == 2 and len(cached_engines()) == 2
 
 
 def test_a_failed_check_is_not_cached(bundle: Bundle, gpu: FakeGpu) -> None:

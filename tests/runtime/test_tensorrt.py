@@ -79,12 +79,19 @@ def test_a_short_batch_is_padded(gpu: FakeGpu, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [None, 1, 4])
-def test_several_threads(threads: int | None, plan: Path) -> None:
+def test_several_threads(threads: int | None, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorrt
+
+    contexts, real = [], tensorrt.ICudaEngine.create_execution_context
+    monkeypatch.setattr(
+        tensorrt.ICudaEngine, "create_execution_context", lambda self: contexts.append(real(self)) or contexts[-1]
+    )
     loaded = backends.load("tensorrt", plan, threads)
     sent = [inputs(seed) for seed in range(40)]
     with ThreadPoolExecutor(8) as pool:
         for came, asked in zip(pool.map(loaded.run, sent), sent, strict=True):
             check(came, asked)
+    assert 1 <= len(contexts) <= (threads or 2)  # each holds memory of the device
     loaded.close()
 
 
