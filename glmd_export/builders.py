@@ -43,13 +43,17 @@ def save_openvino(model: Model, out: Path) -> tuple[Path, Path]:
     """Write an OpenVINO model in the types that it has; the same bytes for the same model."""
     from openvino import save_model
 
-    for index, node in enumerate(model.get_ordered_ops()):
-        if re.fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):
-            # OpenVINO numbers nodes without a name through the whole process.
-            node.set_friendly_name(f"{node.get_type_name()}_{index}")
+    number_nodes(model)
     # By default it would store half weights, whose answers are not those that were compared in float32.
     save_model(model, out, compress_to_fp16=False)
     return out, out.with_suffix(".bin")
+
+
+def number_nodes(model: Model) -> None:
+    """Name the nodes without a name by their place; OpenVINO numbers them through the whole process."""
+    for index, node in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{index}")
 
 
 def build_rtx(
