@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from glmd_export.quantize import CalibrationImages, agreement_row
-from glmd_runtime import backends
 from glmd_runtime.bundle import Bundle
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
@@ -23,12 +22,13 @@ MAX_DROP = 0.2
 
 
 def accuracy_rows(
-    bundle: Bundle, checkpoint: Checkpoint, annotations: Sequence[Path], max_drop: float, step: Step
+    bundle: Bundle, checkpoint: Checkpoint, rows: Sequence[VerifyRow], annotations: Sequence[Path], max_drop: float,
+    step: Step,
 ) -> Iterator[VerifyRow]:
-    """AP of each engine that can run here against PyTorch's, on each COCO file.
+    """AP of each engine that ran here against PyTorch's, on each COCO file.
 
-    Args: bundle, its verification may still be missing; max_drop, points of AP that INT8 may cost; step, told what
-        begins.
+    Args: bundle, its verification may still be missing; rows, what was compared so far; max_drop, points of AP that
+        INT8 may cost; step, told what begins.
     Returns: rows with AP and AP50 in points (0..100), the drop, and its 95% interval over the pictures. Failed when AP
         drops by more than `max_drop`, or MAX_DROP in other precisions.
     """
@@ -37,7 +37,7 @@ def accuracy_rows(
         step(f"run PyTorch on {name}")
         records = load_coco(path, checkpoint.class_names)
         expected = detect(torch_predict(checkpoint), records)
-        for engine, backend in runnable(bundle):
+        for engine, backend in ran(rows):
             step(f"run {engine} on {backend} on {name}")
             with Detector(bundle.path / engine, backend=backend, score_threshold=EVAL_SCORE) as detector:
                 came = detect(detector.run, records)
@@ -64,23 +64,20 @@ def _accuracy(
 
 
 def agreement_rows(
-    bundle: Bundle, checkpoint: Checkpoint, images: CalibrationImages, step: Step
+    bundle: Bundle, checkpoint: Checkpoint, rows: Sequence[VerifyRow], images: CalibrationImages, step: Step
 ) -> Iterator[VerifyRow]:
     """Without labels: whether each INT8 engine finds again what PyTorch detects in the calibration pictures."""
     frames = [read_picture(path) for path in images.files]
     step("run PyTorch on the calibration pictures")
     predict = torch_predict(checkpoint)
     expected = [predict(frame) for frame in frames]
-    for engine, backend in runnable(bundle):
+    for engine, backend in ran(rows):
         if bundle.manifest.engines[engine] == "int8":
             step(f"run {engine} on {backend} on the calibration pictures")
             with Detector(bundle.path / engine, backend=backend, score_threshold=EVAL_SCORE) as detector:
                 yield agreement_row(engine, backend, expected, [detector.run(frame) for frame in frames])
 
 
-def runnable(bundle: Bundle) -> Iterator[tuple[str, str]]:
-    """(engine file, backend) of what can run here."""
-    for engine in bundle.manifest.engines:
-        for backend in backends.readers(engine):
-            if not backends.why_not(backend):
-                yield engine, backend
+def ran(rows: Sequence[VerifyRow]) -> list[tuple[str, str]]:
+    """(engine file, backend) of what gave answers here."""
+    return [(row.engine, row.backend) for row in rows if row.stage == "raw" and row.status != "not_run"]

@@ -74,7 +74,7 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Raises: GlmdError, with the exit code in its class."""
-    output = options.output or Path(options.ckpt.stem + ".glmd")
+    output = options.output or Path((options.ckpt.stem or "model") + ".glmd")
     _check_usage(options, output)
     with _progress() as step:
         step("load the libraries")
@@ -89,6 +89,8 @@ def run(options: argparse.Namespace) -> None:
     _write_report(options, result, output)
     if failed := [f"{r.stage} of {r.engine} on {r.backend} ({r.reason})" for r in result.rows if r.status == "failed"]:
         raise ParityError(f"{output} was not written, its answers are not the checkpoint's: {'; '.join(failed)}")
+    if result.status != "passed":
+        raise UnsupportedError(f"{output} was not written: no engine ran here, so that nothing was proved.")
     print(f"Written: {output}", file=sys.stderr)
 
 
@@ -121,6 +123,11 @@ def _check_usage(options: argparse.Namespace, output: Path) -> None:
         raise UsageError(f"--batch must be 1 to 8; got {options.batch}.")
     if output.suffix != ".glmd":
         raise UsageError(f"A bundle's name ends in .glmd; got {output}. Use -o {output.with_suffix('.glmd')}.")
+    named = sorted({"tensorrt", "tensorrt_rtx"} & set(options.engines or ()))
+    if named and not (options.fp16 or options.int8):
+        raise UsageError(f"{' and '.join(named)} run FP16 and INT8; say which: --fp16, or --int8 --calib DIR.")
+    if options.calib and not options.calib.is_dir():
+        raise UsageError(f"--calib expects a folder of pictures; {options.calib} is none.")
     if options.int8 != (options.calib is not None):
         raise UsageError("--int8 and --calib DIR go together: INT8 is calibrated on pictures like the camera's.")
     if not 0 <= options.max_drop <= 100:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_export.accuracy import accuracy_rows, agreement_rows, runnable
+from glmd_export.accuracy import accuracy_rows, agreement_rows, ran
 from glmd_export.builders import build_openvino, build_rtx
 from glmd_export.lint import lint
 from glmd_export.onnx_export import export_onnx, graph_spec
@@ -100,12 +100,13 @@ def export_bundle(
         for name, precision in draft.end2end.items():
             step(f"run {name}")
             rows.append(end2end_row(unsealed, name, precision))
-        rows += accuracy_rows(unsealed, checkpoint, recipe.data, recipe.max_drop, step)
+        _require_ran(recipe, rows)
+        rows += accuracy_rows(unsealed, checkpoint, rows, recipe.data, recipe.max_drop, step)
         if recipe.calibration and not recipe.data:
             images = calibration_images(recipe.calibration, checkpoint.preprocess)
-            rows += agreement_rows(unsealed, checkpoint, images, step)
+            rows += agreement_rows(unsealed, checkpoint, rows, images, step)
         if plot:
-            plot_scores(plot, dict(_score_pairs(unsealed)))
+            plot_scores(plot, dict(_score_pairs(unsealed, rows)))
         report = VerifyReport(tuple(rows))
         if report.status == "passed":
             files[VERIFY] = json.dumps(report.to_dict(), indent=2).encode()
@@ -115,17 +116,25 @@ def export_bundle(
 
 def _require(recipe: Recipe) -> None:
     """Refuse before the work what could not be done after it."""
-    if not set(backends.available()) & set(backends.readers(MODEL)):
-        raise UnsupportedError(f"Comparing the export with PyTorch needs an inference library. Run: {backends.INSTALL}")
+    why = [backends.why_not(name) for name in backends.readers(MODEL)]
+    if all(why):
+        raise UnsupportedError(f"Comparing the export with PyTorch needs an inference library: {' '.join(why)}")
     for name in recipe.engines or ():
         # TensorRT-RTX builds without the GPU that it needs to run.
         if name != "tensorrt_rtx":
             backends.require(name)
 
 
-def _score_pairs(bundle: Bundle) -> Iterator[tuple[str, NDArray[np.floating[Any]]]]:
+def _require_ran(recipe: Recipe, rows: list[VerifyRow]) -> None:
+    """Of an engine asked for by name no row may be not_run; TensorRT-RTX is built where it cannot run."""
+    for row in rows:
+        if row.status == "not_run" and row.backend in (recipe.engines or ()) and row.backend != "tensorrt_rtx":
+            raise UnsupportedError(row.reason)
+
+
+def _score_pairs(bundle: Bundle, rows: list[VerifyRow]) -> Iterator[tuple[str, NDArray[np.floating[Any]]]]:
     """"engine on backend" -> (P, 2) scores of PyTorch and of the engine in the bundle's reference frames."""
-    for engine, name in runnable(bundle):
+    for engine, name in ran(rows):
         backend = open_engine(bundle, engine, name)
         try:
             came = run_engine(backend, bundle.manifest, bundle.reference)

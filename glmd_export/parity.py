@@ -26,7 +26,6 @@ from glmd_runtime import backends
 from glmd_runtime.backends import Backend, Tensors, run_padded
 from glmd_runtime.bundle import Bundle, Reference
 from glmd_runtime.engines import open_engine
-from glmd_runtime.errors import BundleError, ParityError, PrecisionError
 from glmd_runtime.postprocess import RawOutputs
 from glmd_runtime.preprocess import preprocess
 from glmd_runtime.verify import (
@@ -43,6 +42,7 @@ from glmd_runtime.verify import (
     check_preprocess,
     compare_detections,
     compare_raw,
+    engine_rows,
     not_run_rows,
     run_engine,
 )
@@ -151,20 +151,14 @@ def _tensors(*arrays: NDArray[Any]) -> list[Tensor]:
     return [torch.from_numpy(array) for array in arrays]
 
 
-def chain_rows(bundle: Bundle, engine: str, name: str, reference: Reference) -> Iterator[VerifyRow]:
+def chain_rows(bundle: Bundle, engine: str, name: str, reference: Reference) -> list[VerifyRow]:
     """The engine as it is, from image to raw outputs and detections; of a batch, whether its images are independent."""
-    try:
-        backend = open_engine(bundle, engine, name)
-    except (BundleError, ParityError, PrecisionError) as error:
-        precision = bundle.manifest.engines[engine]
-        yield from (VerifyRow(engine, name, precision, stage, "failed", str(error)) for stage in ENGINE_STAGES)
-        return
-    try:
-        yield from check_engine(backend, name, engine, bundle.manifest, reference)
-        if bundle.manifest.graph.batch > 1:
-            yield _batch_row(backend, name, engine, bundle, reference)
-    finally:
-        backend.close()
+    def check(backend: Backend) -> list[VerifyRow]:
+        rows = check_engine(backend, name, engine, bundle.manifest, reference)
+        batch = [_batch_row(backend, name, engine, bundle, reference)] if bundle.manifest.graph.batch > 1 else []
+        return [*rows, *batch]
+
+    return engine_rows(bundle, engine, name, open_engine, check)
 
 
 def _batch_row(backend: Backend, name: str, engine: str, bundle: Bundle, reference: Reference) -> VerifyRow:

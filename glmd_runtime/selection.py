@@ -81,13 +81,20 @@ def _open_fastest(bundle: Bundle, engines: Sequence[str], options: dict[str, Any
             return _opened(bundle, pair, options)
         except UsageError:
             raise
-        except GlmdError as error:
+        except (GlmdError, OSError) as error:  # OSError: a cache that cannot be written is no reason not to run
             _log.warning("%s on %s is passed over: %s", pair[1], pair[0], error)
             passed_over += f" {pair[1]} on {pair[0]}: {error}"
     raise UnsupportedError(
         f"{bundle.path} has no engine that passed verification and can run here: engines {', '.join(engines)}, "
-        f"installed {', '.join(backends.available())}.{passed_over} Run glmd-verify on it, or name another backend."
+        f"installed {', '.join(backends.available())}.{passed_over}{_absences(engines)} Run glmd-verify on it, or name "
+        "another backend."
     )
+
+
+def _absences(engines: Sequence[str]) -> str:
+    """Why backends that could read these files cannot run here."""
+    names = {name: None for engine in engines for name in backends.readers(engine)}  # each once, in order
+    return "".join(f" {why}" for name in names if (why := backends.why_not(name)))
 
 
 def _on(device: str | None) -> list[str]:

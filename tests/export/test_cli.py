@@ -138,9 +138,9 @@ def test_answers_that_differ_leave_no_bundle(
 def test_without_an_inference_library_nothing_can_be_proven(
     checkpoint_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(backends, "available", list)
+    monkeypatch.setattr(backends, "why_not", lambda name: f"{name} is broken. Run: pip install '.[cpu]'")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["--ckpt", str(checkpoint_file)]) == 5
+    assert cli.main(["--ckpt", str(checkpoint_file), "--fp16"]) == 5
     assert "pip install" in one_line(capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
@@ -153,6 +153,8 @@ def test_without_an_inference_library_nothing_can_be_proven(
         (["-o", "model.onnx"], "model.glmd"),
         (["--int8"], "--calib DIR"),
         (["--calib", "."], "--int8"),
+        (["--int8", "--calib", "nowhere"], "nowhere is none"),
+        (["--engines", "tensorrt_rtx"], "--fp16, or --int8"),
         (["--max-drop", "-1"], "0..100"),
         (["--data", "nowhere.json"], "nowhere.json does not exist"),
         (["--junit", "no/such/folder.xml"], "folder does not exist"),
@@ -168,7 +170,7 @@ def test_an_engine_asked_for_by_name_must_be_possible(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(backends, "why_not", lambda name: "no GPU is here" if name == "tensorrt" else "")
-    assert cli.main(["--ckpt", str(checkpoint_file), "--engines", "tensorrt"]) == 5
+    assert cli.main(["--ckpt", str(checkpoint_file), "--fp16", "--engines", "tensorrt"]) == 5
     assert "no GPU is here" in one_line(capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 

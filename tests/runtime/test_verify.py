@@ -425,3 +425,10 @@ def test_an_engine_that_fails_while_it_runs_is_a_failed_row(tmp_path: Path) -> N
     assert report.status == "failed"
     assert {r.status for r in report.rows if r.backend == "onnxruntime"} == {"failed"}
     assert all("out of memory" in r.reason for r in report.rows if r.backend == "onnxruntime")
+
+
+def test_rows_beside_the_engines_prove_nothing() -> None:
+    rows = (VerifyRow("preprocess", "numpy", "fp32", "preprocess", "passed"),
+            VerifyRow("model.fp16.onnx", "lint", "fp16", "lint", "passed"),
+            VerifyRow("model.fp16.onnx", "tensorrt", "fp16", "raw", "not_run", "no GPU"))
+    assert VerifyReport(rows).status == "failed"
