@@ -16,6 +16,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
     p for folder in ("docs", "models") for p in (ROOT / folder).glob("*.md")
 )
 COMMANDS = {"glmd-run": "glmd_runtime.cli:glmd_run_main", "glmd-verify": "glmd_runtime.cli:glmd_verify_main",
+            "glmd-doctor": "glmd_runtime.cli:glmd_doctor_main",
             "glmd-train": "glmd_train.cli:main", "glmd-export": "glmd_export.cli:main"}
 
 
