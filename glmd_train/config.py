@@ -19,11 +19,31 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ResNetConfig(_Strict):
+    """Channels of a ResNet trunk; the defaults are the published ones, small ones serve tests and trials.
+
+    stem_channels    of the first convolution
+    groups           of the 3x3 convolutions (ResNeXt)
+    width_per_group  channels of the 3x3 convolutions in res2 are groups * width_per_group, doubled in every stage
+    res2_channels    res2 gives so many, and every stage twice as many as the one before
+    """
+
+    stem_channels: PositiveInt = 64
+    groups: PositiveInt = 1
+    width_per_group: PositiveInt = 64
+    res2_channels: PositiveInt = 256
+
+
 class ModelConfig(_Strict):
-    """The network. Sizes in network pixels; defaults are the light model's (docs/light_model.md has the trials)."""
+    """The network. Sizes in network pixels; defaults are the light model's (docs/light_model.md has the trials).
+
+    resnet          of the ResNet trunks only
+    rpn_loss, roi_loss  "ca" is the confusion-aware loss of the published fine-tuning, "ce" the usual cross entropy
+    """
 
     class_names: tuple[str, ...] = Field(min_length=1)
-    backbone: Literal["lite0"] = "lite0"
+    backbone: Literal["lite0", "resnet50", "resnet101"] = "lite0"
+    resnet: ResNetConfig | None = None
     stride: Literal[8, 16] = 8
     in_channels: Literal[1, 3] = 1
     # neck and ROI head: each part of GLMDNet can be left out
@@ -31,6 +51,7 @@ class ModelConfig(_Strict):
     lr: bool = True
     mdf: bool = True
     crd: bool = True
+    neck_dropout: float = Field(0.1, ge=0, lt=1)
     published_batching: bool = False
     # anchors and proposals
     anchor_sizes: tuple[float, ...] = (12.0, 24.0, 48.0, 96.0, 192.0)
@@ -39,12 +60,32 @@ class ModelConfig(_Strict):
     proposals: int = Field(150, ge=1, le=1000)
     bins: int = Field(8, ge=1, le=14)
     # training: samples an image, and the factor on the gradient in front of each affine layer (DeFRCN's decoupling)
+    train_pre_nms_topk: int = Field(1000, ge=1)
     train_proposals: int = Field(500, ge=1)
     rpn_batch: int = Field(256, ge=2)
     roi_batch: int = Field(128, ge=2)
     rpn_gradient: float = Field(1.0, ge=0, le=1)
     roi_gradient: float = Field(1.0, ge=0, le=1)
     cls_dropout: float = Field(0.0, ge=0, lt=1)
+    rpn_loss: Literal["ce", "ca"] = "ce"
+    roi_loss: Literal["ce", "ca"] = "ce"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_resnet(cls, values: Any) -> Any:
+        """A ResNet without sizes has the published ones, and its C4 stride."""
+        if isinstance(values, dict) and str(values.get("backbone")).startswith("resnet"):
+            return {"resnet": {}, "stride": 16, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _trunk_fits(self) -> ModelConfig:
+        is_resnet = self.backbone != "lite0"
+        if is_resnet != (self.resnet is not None):
+            raise ValueError(f"`resnet` belongs to the backbones resnet50 and resnet101; got backbone {self.backbone}")
+        if is_resnet and self.stride != 16:
+            raise ValueError("a ResNet C4 trunk has stride 16")
+        return self
 
     @model_validator(mode="after")
     def _classes_differ(self) -> ModelConfig:
@@ -59,20 +100,27 @@ class PreprocessConfig(_Strict):
     size_hw: tuple[PositiveInt, PositiveInt] = (512, 640)
     mean: tuple[float, ...] = (127.0,)
     std: tuple[PositiveFloat, ...] = (128.0,)
+    resize: Literal["letterbox", "published"] = "letterbox"
 
     def spec(self) -> PreprocessSpec:
-        return PreprocessSpec(self.size_hw, self.mean, self.std)
+        return PreprocessSpec(self.size_hw, self.mean, self.std, resize=self.resize)
 
 
 class DatasetConfig(_Strict):
-    """One COCO-format file. Relative paths start at the folder of the YAML file, `${GLMD_DATA}` is the data folder.
+    """COCO-format files. Relative paths start at the folder of the YAML file, `${GLMD_DATA}` is the data folder.
 
-    weight    how often its pictures are drawn, relative to the other sets' pictures
+    annotations  one file, or several by wildcards: "seed0/full_box_10shot_*_trainval.json"
+    images       the folder that file names in `annotations` start at; None is the annotation file's own
+    weight       how often its pictures are drawn, relative to the other sets' pictures
+    grey         turn colour pictures grey (GCOCO on the fly)
+    skip_empty   leave out pictures without an object of the model's classes, instead of using them as background
     """
 
     annotations: Path
-    images: Path | None = None  # default: the folder of `annotations`
+    images: Path | None = None
     weight: float = Field(1.0, gt=0)
+    grey: bool = False
+    skip_empty: bool = False
 
 
 class AugmentConfig(_Strict):
@@ -80,6 +128,7 @@ class AugmentConfig(_Strict):
 
     crop_hw       size of a training picture in network pixels; None is the whole canvas
     scale         range of the random zoom, relative to the letterboxed picture
+    shorter_edge  the published resize instead of these two: lengths of the shorter edge to draw from, in pixels
     flip          probability of a horizontal flip
     polarity      probability of white-hot <-> black-hot
     contrast      gain drawn from [1 - c, 1 + c], offset from [-c, c] * 64 intensities, gamma from [1 - c, 1 + c]
@@ -89,6 +138,7 @@ class AugmentConfig(_Strict):
 
     crop_hw: tuple[PositiveInt, PositiveInt] | None = None
     scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
+    shorter_edge: tuple[PositiveInt, ...] = ()
     flip: float = Field(0.5, ge=0, le=1)
     polarity: float = Field(0.1, ge=0, le=1)
     contrast: float = Field(0.3, ge=0, lt=1)
@@ -117,30 +167,48 @@ class NetworkConfig(_Strict):
 
 
 class TrainConfig(NetworkConfig):
-    """One run of `glmd-train fit`."""
+    """One run of `glmd-train fit`.
+
+    weights        a checkpoint to start from (ours, a published one, or an ImageNet file of detectron2), or a name
+    predictor      of start weights: "by_name" keeps the rows of classes with the same name, "reset" starts it anew
+    freeze         parts that keep their start weights
+    freeze_at      trunk stages that keep them: 1 the stem, 2 the stem and the first stage (res2), and so on
+    batch_size     pictures an iteration, over all devices, nodes and the parts of `accumulate`
+    accumulate     parts in which a device computes its pictures of an iteration, one after the other, to save memory
+    backbone_rate  learning rate of the trunk and res5, relative to `learning_rate`
+    bias_decay     weight decay of biases; norms have none
+    clip_norm      largest norm of the gradient; None does not clip
+    eval_every     iterations; None evaluates at the end only
+    """
 
     output: Path
     augment: AugmentConfig = AugmentConfig()
     train: list[DatasetConfig] = Field(min_length=1)
     val: list[DatasetConfig] = []
-    weights: Path | Literal["imagenet", "random"] = "imagenet"  # a Path is a checkpoint to start from
+    weights: Path | Literal["imagenet", "random"] = "imagenet"
+    predictor: Literal["by_name", "reset"] = "by_name"
+    freeze: tuple[Literal["backbone", "neck", "rpn", "res5"], ...] = ()
+    freeze_at: int = Field(0, ge=0, le=5)
     iterations: int = Field(ge=1)
-    batch_size: int = Field(4, ge=1)
+    batch_size: PositiveInt = 4
+    accumulate: PositiveInt = 1
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = Field(4e-4, gt=0)
-    backbone_rate: float = Field(0.5, ge=0)  # the trunk's and res5's learning rate, relative to `learning_rate`
+    learning_rate: PositiveFloat = 4e-4
+    backbone_rate: float = Field(0.5, ge=0)
     weight_decay: float = Field(0.02, ge=0)
+    bias_decay: float = Field(0.0, ge=0)
     schedule: Literal["steps", "cosine"] = "cosine"
     steps: tuple[int, ...] = ()
     warmup: int = Field(100, ge=0)
-    clip_norm: float = Field(10.0, gt=0)
+    clip_norm: PositiveFloat | None = 10.0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: str = "auto"
-    devices: int | Literal["auto"] = "auto"
+    devices: PositiveInt | Literal["auto"] = "auto"
+    nodes: PositiveInt = 1
     workers: int = Field(0, ge=0)
     seed: int = 0
-    checkpoint_minutes: float = Field(5.0, gt=0)
-    eval_every: PositiveInt | None = None  # iterations; None evaluates at the end only
+    checkpoint_minutes: PositiveFloat = 5.0
+    eval_every: PositiveInt | None = None
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:

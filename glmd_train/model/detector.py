@@ -12,6 +12,7 @@ from glmd_train.model.backbone import Lite0Res5, Lite0Trunk
 from glmd_train.model.decouple import AffineLayer, scale_gradient
 from glmd_train.model.glmd import GLMDNeck
 from glmd_train.model.matching import Target
+from glmd_train.model.resnet import Res5, ResNetTrunk
 from glmd_train.model.roi_heads import BoxPredictor, ROIHeads
 from glmd_train.model.rpn import RPN
 
@@ -58,10 +59,10 @@ class GLMDNet(nn.Module):
 
 def build_model(config: ModelConfig) -> GLMDNet:
     """A GLMDNet with random weights; see `backbone.load_imagenet` and `checkpoint.load_checkpoint`."""
-    trunk = Lite0Trunk(config.stride, config.in_channels)
-    res5 = Lite0Res5(config.stride)
+    trunk, res5 = build_trunk(config)
     neck = GLMDNeck(
-        trunk.channels, cm=config.cm, lr=config.lr, mdf=config.mdf, published_batching=config.published_batching
+        trunk.channels, cm=config.cm, lr=config.lr, mdf=config.mdf, dropout=config.neck_dropout,
+        published_batching=config.published_batching,
     )
     anchors = AnchorGenerator(config.anchor_sizes, config.anchor_ratios, config.stride)
     rpn = RPN(
@@ -74,3 +75,10 @@ def build_model(config: ModelConfig) -> GLMDNet:
         trunk, neck, rpn, roi_heads, channels=trunk.channels,
         rpn_gradient=config.rpn_gradient, roi_gradient=config.roi_gradient,
     )
+
+
+def build_trunk(config: ModelConfig) -> tuple[Lite0Trunk, Lite0Res5] | tuple[ResNetTrunk, Res5]:
+    """The trunk and what follows it in the ROI head."""
+    if config.resnet is None:
+        return Lite0Trunk(config.stride, config.in_channels), Lite0Res5(config.stride)
+    return ResNetTrunk(config.backbone, config.in_channels, config.resnet), Res5(config.backbone, config.resnet)
