@@ -67,10 +67,14 @@ def build_model(config: ModelConfig) -> GLMDNet:
     anchors = AnchorGenerator(config.anchor_sizes, config.anchor_ratios, config.stride)
     rpn = RPN(
         trunk.channels, anchors, pre_nms_topk=config.pre_nms_topk, proposals=config.proposals,
-        train_proposals=config.train_proposals, batch=config.rpn_batch,
+        train_pre_nms_topk=config.train_pre_nms_topk, train_proposals=config.train_proposals,
+        batch=config.rpn_batch, confusion_aware=config.rpn_loss == "ca",
     )
     predictor = BoxPredictor(res5.channels, len(config.class_names), config.crd, config.cls_dropout)
-    roi_heads = ROIHeads(res5, predictor, stride=config.stride, bins=config.bins, batch=config.roi_batch)
+    roi_heads = ROIHeads(
+        res5, predictor, stride=config.stride, bins=config.bins, batch=config.roi_batch,
+        confusion_aware=config.roi_loss == "ca", published_slices=config.published_batching,
+    )
     return GLMDNet(
         trunk, neck, rpn, roi_heads, channels=trunk.channels,
         rpn_gradient=config.rpn_gradient, roi_gradient=config.roi_gradient,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,14 +16,20 @@ class Target:
     """The labels of one image, in network pixels.
 
     boxes (N, 4) float32 xyxy; labels (N,) int64; ignore (M, 4) float32: regions where nothing is background.
+    key   a number that the random samples of this image follow from, whichever process computes them and when
+    name  of the picture, for messages
     """
 
     boxes: Tensor
     labels: Tensor
     ignore: Tensor
+    key: int = 0
+    name: str = ""
 
     def to(self, device: torch.device) -> Target:
-        return Target(self.boxes.to(device), self.labels.to(device), self.ignore.to(device))
+        return replace(
+            self, boxes=self.boxes.to(device), labels=self.labels.to(device), ignore=self.ignore.to(device)
+        )
 
 
 def match(
@@ -61,13 +67,17 @@ def _mask_ignored(kind: Tensor, candidates: Tensor, target: Target) -> Tensor:
     return kind
 
 
-def sample(kind: Tensor, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw at most `number` candidates, at most `positive_fraction` of them objects: indices of objects, background."""
+def sample(kind: Tensor, number: int, positive_fraction: float, key: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw at most `number` candidates, at most `positive_fraction` of them objects: indices of objects, background.
+
+    The same `key` draws the same, on every device.
+    """
     positive, negative = torch.nonzero(kind == 1)[:, 0], torch.nonzero(kind == 0)[:, 0]
     n_positive = min(len(positive), int(number * positive_fraction))
     n_negative = min(len(negative), number - n_positive)
-    return _draw(positive, n_positive), _draw(negative, n_negative)
+    generator = torch.Generator().manual_seed(key)  # of the CPU, as each device draws other numbers
+    return _draw(positive, n_positive, generator), _draw(negative, n_negative, generator)
 
 
-def _draw(indices: Tensor, number: int) -> Tensor:
-    return indices[torch.randperm(len(indices), device=indices.device)[:number]]
+def _draw(indices: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    return indices[torch.randperm(len(indices), generator=generator)[:number].to(indices.device)]

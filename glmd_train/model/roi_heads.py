@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from glmd_train.model.anchors import clip_boxes, decode, encode
-from glmd_train.model.losses import box_loss, classification_loss
+from glmd_train.model.losses import (
+    box_loss,
+    classification_loss,
+    present_classes,
+    shared_count,
+    without_confusing_class,
+)
 from glmd_train.model.matching import Target, match, sample
 
 ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -51,12 +57,20 @@ class BoxPredictor(nn.Module):
 
 
 class ROIHeads(nn.Module):
-    """RoiAlign, res5, mean pooling, prediction."""
+    """RoiAlign, res5, mean pooling, prediction.
 
-    def __init__(self, res5: nn.Module, predictor: BoxPredictor, *, stride: int, bins: int, batch: int) -> None:
+    confusion_aware: the loss leaves out the class that a background row is taken for (`losses.confusing_class`);
+    published_slices: with the published code's account of which row is of which image.
+    """
+
+    def __init__(
+        self, res5: nn.Module, predictor: BoxPredictor, *, stride: int, bins: int, batch: int,
+        confusion_aware: bool = False, published_slices: bool = False,
+    ) -> None:
         super().__init__()
         self.res5, self.predictor = res5, predictor
         self.stride, self.bins, self.batch = stride, bins, batch
+        self.confusion_aware, self.published_slices = confusion_aware, published_slices
 
     def forward(self, features: Tensor, proposals: Tensor, valid_hw: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W), (B, R, 4), (B, 2) -> boxes (B, R, K, 4) in network pixels, scores (B, R, K)."""
@@ -80,9 +94,15 @@ class ROIHeads(nn.Module):
         objects = torch.nonzero(label < deltas.shape[1])[:, 0]  # (P,)
         predicted = deltas[objects, label[objects]]  # (P, 4): the box of the object's own class
         targets_xyxy, sources = torch.cat(wanted)[objects], torch.cat(boxes)[objects]
+        if self.confusion_aware:
+            slice_rows = self.batch if self.published_slices else None
+            counts = [len(row) for row in labels]
+            present = present_classes([t.labels for t in targets], counts, deltas.shape[1], slice_rows)
+            logits = without_confusing_class(logits, label, present)
+        rows = shared_count(len(label), label.device)
         return {
-            "roi_class": classification_loss(logits, label),
-            "roi_box": box_loss(predicted, encode(targets_xyxy, sources, ROI_WEIGHTS), len(label)),
+            "roi_class": classification_loss(logits, label, rows),
+            "roi_box": box_loss(predicted, encode(targets_xyxy, sources, ROI_WEIGHTS), rows),
         }
 
     @torch.no_grad()
@@ -90,7 +110,7 @@ class ROIHeads(nn.Module):
         """One image: sampled boxes (S, 4), their labels (S,) with K for background, their objects' boxes (S, 4)."""
         boxes = torch.cat([proposals, target.boxes])
         index, kind = match(boxes, target, MATCH_IOU, MATCH_IOU, keep_best=False)
-        positive, negative = sample(kind, self.batch, POSITIVE_FRACTION)
+        positive, negative = sample(kind, self.batch, POSITIVE_FRACTION, 2 * target.key + 1)
         chosen = torch.cat([positive, negative])
         background = self.predictor.cls_score.out_features - 1
         labels = torch.full((len(chosen),), background, device=boxes.device)

@@ -18,17 +18,19 @@ NMS_IOU = 0.7
 class RPN(nn.Module):
     """Head, anchors and proposal selection.
 
-    pre_nms_topk anchors of an image enter the NMS, the `proposals` best leave it; training keeps `train_proposals`.
+    pre_nms_topk anchors of an image enter the NMS, the `proposals` best leave it; both have a value of their own in
+    training. confusion_aware: the loss leaves out background that looks like an object.
     """
 
     def __init__(
-        self, channels: int, anchors: AnchorGenerator, *, pre_nms_topk: int, proposals: int, train_proposals: int,
-        batch: int,
+        self, channels: int, anchors: AnchorGenerator, *, pre_nms_topk: int, proposals: int, train_pre_nms_topk: int,
+        train_proposals: int, batch: int, confusion_aware: bool = False,
     ) -> None:
         super().__init__()
         self.anchors = anchors
-        self.pre_nms_topk, self.proposals, self.train_proposals = pre_nms_topk, proposals, train_proposals
-        self.batch = batch
+        self.pre_nms_topk, self.proposals = pre_nms_topk, proposals
+        self.train_pre_nms_topk, self.train_proposals = train_pre_nms_topk, train_proposals
+        self.batch, self.confusion_aware = batch, confusion_aware
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, len(anchors), 1)
         self.deltas = nn.Conv2d(channels, 4 * len(anchors), 1)
@@ -54,9 +56,14 @@ class RPN(nn.Module):
         return boxes, torch.arange(self.proposals, device=boxes.device) < counts[:, None]
 
     @torch.no_grad()
-    def select(self, logits: Tensor, deltas: Tensor, valid_hw: Tensor, anchors: Tensor, number: int) -> Tensor:
-        """One image: (N,), (N, 4), (2,), (N, 4) -> at most `number` boxes (R, 4), best first."""
-        best, index = logits.float().topk(min(max(self.pre_nms_topk, number), len(logits)))
+    def select(
+        self, logits: Tensor, deltas: Tensor, valid_hw: Tensor, anchors: Tensor, number: int, topk: int | None = None
+    ) -> Tensor:
+        """One image: (N,), (N, 4), (2,), (N, 4) -> at most `number` boxes (R, 4), best first.
+
+        topk: anchors that enter the NMS; None for those of inference.
+        """
+        best, index = logits.float().topk(min(max(topk or self.pre_nms_topk, number), len(logits)))
         boxes = clip_boxes(decode(deltas[index].float(), anchors[index], RPN_WEIGHTS), valid_hw)
         full = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         boxes, best = boxes[full], best[full]
@@ -75,16 +82,16 @@ class RPN(nn.Module):
         kinds = torch.cat([torch.arange(len(index)).to(index) < count for index, count, _ in chosen])
         predicted = torch.cat([row[index[:count]] for row, (index, count, _) in zip(deltas, chosen, strict=True)])
         losses = {
-            "rpn_objectness": objectness_loss(sampled, kinds, divisor),
+            "rpn_objectness": objectness_loss(sampled, kinds, divisor, confusion_aware=self.confusion_aware),
             "rpn_box": box_loss(predicted, torch.cat([w for _, _, w in chosen]), divisor),
         }
         rows = zip(logits.detach(), deltas.detach(), valid_hw, strict=True)
-        return [self.select(*row, anchors, self.train_proposals) for row in rows], losses
+        return [self.select(*row, anchors, self.train_proposals, self.train_pre_nms_topk) for row in rows], losses
 
     @torch.no_grad()
     def _pick(self, anchors: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of the sampled objects and background anchors, and the deltas wanted of the objects (P, 4)."""
         index, kind = match(anchors, target, 0.3, 0.7, keep_best=True)
-        positive, negative = sample(kind, self.batch, 0.5)
+        positive, negative = sample(kind, self.batch, 0.5, 2 * target.key)
         wanted = target.boxes[index[positive]] if len(positive) else anchors[positive]
         return positive, negative, encode(wanted, anchors[positive], RPN_WEIGHTS)

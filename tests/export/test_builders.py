@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from glmd_export.builders import build_openvino, build_rtx
 from glmd_export.onnx_export import export_onnx
@@ -22,11 +21,7 @@ from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from glmd_train.config import ModelConfig
-from glmd_train.model.anchors import AnchorGenerator
-from glmd_train.model.detector import GLMDNet
-from glmd_train.model.glmd import GLMDNeck
-from glmd_train.model.roi_heads import BoxPredictor, ROIHeads
-from glmd_train.model.rpn import RPN
+from glmd_train.model.detector import build_model
 from tests.conftest import skip_unless
 from tests.export.rtx import require_rtx
 
@@ -117,35 +112,15 @@ def model_plain(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
     return export_onnx(checkpoint, tmp_path_factory.mktemp("plain") / "model.onnx", ops="plain")
 
 
-class Bottleneck(nn.Module):
-    """ResNet's block, batch norms folded: 1x1, 3x3 with the stride, 1x1, and the shortcut."""
-
-    def __init__(self, channels: int, narrow: int, wide: int, stride: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(channels, narrow, 1), nn.ReLU(), nn.Conv2d(narrow, narrow, 3, stride, padding=1), nn.ReLU(),
-            nn.Conv2d(narrow, wide, 1),
-        )
-        self.shortcut = nn.Conv2d(channels, wide, 1, stride) if channels != wide else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.main(x) + self.shortcut(x))
-
-
 def wide_checkpoint() -> Checkpoint:
-    """Neck, RPN and ROI head in the sizes of the published network (1024 and 2048 channels, 15 anchors), on a trunk of
-    one convolution and a small canvas."""
+    """The published network on ResNet-50 (1024 and 2048 channels, 15 anchors), with a small canvas."""
     torch.manual_seed(0)
-    names, size = ("person", "car"), (64, 96)
-    config = ModelConfig(class_names=names, stride=16, proposals=20, pre_nms_topk=100, bins=7)
-    trunk = nn.Sequential(nn.Conv2d(1, 1024, 16, stride=16), nn.ReLU())
-    res5 = nn.Sequential(Bottleneck(1024, 512, 2048, 2), Bottleneck(2048, 512, 2048, 1), Bottleneck(2048, 512, 2048, 1))
-    anchors = AnchorGenerator((32, 64, 128, 256, 512), (0.5, 1, 2), stride=16)
-    rpn = RPN(1024, anchors, pre_nms_topk=config.pre_nms_topk, proposals=config.proposals, train_proposals=20, batch=8)
-    heads = ROIHeads(res5, BoxPredictor(2048, len(names), crd=True, dropout=0.0), stride=16, bins=config.bins, batch=8)
-    model = GLMDNet(trunk, GLMDNeck(1024), rpn, heads, channels=1024, rpn_gradient=1.0, roi_gradient=1.0).eval()
-    spec = PreprocessSpec(size, mean=(127.0,), std=(60.0,))
-    return Checkpoint(model, config, spec, PostprocessSpec((0.3,) * len(names)), {"data": "none"})
+    config = ModelConfig(
+        class_names=("person", "car"), backbone="resnet50", proposals=20, pre_nms_topk=100, bins=7,
+        anchor_sizes=(32, 64, 128, 256, 512),
+    )
+    spec = PreprocessSpec((64, 96), mean=(127.0,), std=(60.0,))
+    return Checkpoint(build_model(config).eval(), config, spec, PostprocessSpec((0.3, 0.3)), {"data": "none"})
 
 
 @pytest.fixture(scope="module")

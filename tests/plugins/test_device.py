@@ -68,7 +68,7 @@ def test_an_engine_of_the_plugins_equals_pytorch() -> None:
     got = engine.run(trt, engine.build(trt, library), {name: tensor.numpy() for name, tensor in inputs.items()})
 
     cell = AnchorGenerator((1.0,), (1.0,), 16)
-    rpn = RPN(1, cell, pre_nms_topk=1000, proposals=100, train_proposals=100, batch=1)
+    rpn = RPN(1, cell, pre_nms_topk=1000, proposals=100, train_pre_nms_topk=1000, train_proposals=100, batch=1)
     rows = zip(logits, deltas, strict=True)
     wanted = [rpn.select(*row, torch.tensor([640.0, 800.0]), anchors, 100) for row in rows]
     assert got["valid"].all()

@@ -90,7 +90,7 @@ def test_the_published_size_equals_rpn_select(kernels: HostKernels) -> None:
     """64 x 80 cells, 15 anchors each: 76,800, of which 6000 enter the NMS and 1000 leave it."""
     generator = torch.Generator().manual_seed(7)
     anchors = AnchorGenerator((32, 64, 128, 256, 512), (0.5, 1.0, 2.0), 16)
-    rpn = RPN(1, anchors, pre_nms_topk=6000, proposals=1000, train_proposals=2000, batch=256)
+    rpn = RPN(1, anchors, pre_nms_topk=6000, proposals=1000, train_pre_nms_topk=12000, train_proposals=2000, batch=256)
     cells = anchors(64, 80)
     logits = torch.randperm(len(cells), generator=generator).float()  # no ties, whose order torch leaves open
     deltas = torch.randn(len(cells), 4, generator=generator) * 0.3

@@ -97,5 +97,5 @@ def test_sample_respects_number_fraction_and_kind(kinds: list[int], number: int)
 
 
 def test_losses_of_nothing_are_zero() -> None:
-    assert float(classification_loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))) == 0
-    assert float(box_loss(torch.zeros(0, 4), torch.zeros(0, 4), 0)) == 0
+    assert float(classification_loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 1)) == 0
+    assert float(box_loss(torch.zeros(0, 4), torch.zeros(0, 4), 1)) == 0
