@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +52,111 @@ class Record:
         return picture
 
 
+def load_coco_files(
+    paths: Iterable[Path], class_names: tuple[str, ...], images: Path | None = None
+) -> list[Record]:
+    """Read several COCO files as one set; a path may hold wildcards, see `expand`.
+
+    The records of the first file come first, then what the second adds, and so on. A picture that is in several files
+    is one record, at its first place, with the boxes of all of them in the order of the files; what two files say
+    alike counts once, and a region that one file ignores and another has as an object is an object.
+
+    Raises: DatasetError as `load_coco` does, for a pattern that nothing matches, and for files that give one picture
+        different sizes.
+    """
+    pictures: dict[Path, list[Record]] = {}
+    for path in (file for pattern in paths for file in expand(pattern, class_names)):
+        for record in load_coco(path, class_names, images):
+            pictures.setdefault(record.path.resolve(), []).append(record)
+    return [_merged(records) for records in pictures.values()]
+
+
+def expand(pattern: Path, class_names: tuple[str, ...] = ()) -> list[Path]:
+    """The files that a path with wildcards (* ? [...] **) means; a path without wildcards is itself.
+
+    Files with the name of a class between underscores come in the order of `class_names`, then the others; each
+    alphabetically. Raises: DatasetError if nothing matches.
+    """
+    if pattern.is_file() or not glob.has_magic(str(pattern)):
+        return [pattern]
+    found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+    if not found:
+        raise DatasetError(f"No file matches {pattern}. Is the folder right, and were the files prepared?")
+    return sorted(found, key=lambda path: (_class_in(path.stem, class_names), path))
+
+
+def _class_in(stem: str, class_names: tuple[str, ...]) -> int:
+    """Index of the longest class name that stands between underscores; the number of classes where none does."""
+    named = [name for name in class_names if f"_{name}_" in f"_{stem}_"]
+    return class_names.index(max(named, key=len)) if named else len(class_names)
+
+
+def _merged(records: list[Record]) -> Record:
+    """Records of one picture, in order, as one."""
+    first = records[0]
+    if len(records) == 1:
+        return first
+    if len({record.hw for record in records}) > 1:
+        sizes = sorted({record.hw for record in records})
+        raise DatasetError(f"Annotation files give {first.path} the sizes {sizes} (height, width). Correct one.")
+    # Dictionaries, as they keep each row once and in order.
+    objects = dict.fromkeys((tuple(b), i) for r in records for b, i in zip(r.boxes.tolist(), r.labels, strict=True))
+    ignore = dict.fromkeys(tuple(b) for r in records for b in r.ignore.tolist())
+    boxes = [box for box, _ in objects]
+    return replace(
+        first,
+        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        labels=np.asarray([label for _, label in objects], np.int64),
+        ignore=np.asarray([box for box in ignore if box not in set(boxes)], np.float32).reshape(-1, 4),
+        left_out=tuple(sorted({name for record in records for name in record.left_out})),
+    )
+
+
 def load_coco(annotations: Path, class_names: tuple[str, ...], images: Path | None = None) -> list[Record]:
     """Read a COCO file; categories are matched to `class_names` by name, others are left out.
+
+    Args:
+        annotations: the file.
+        class_names: of the model; a label is an index into it.
+        images: the folder that file names start at; None is the one that `picture_folder` finds.
+    Returns: the pictures by ascending image id, objects as the file has them.
 
     Raises:
         DatasetError: no such file, not COCO, no picture in it, an undeclared category or image id, a box outside its
             image or without area, a picture that does not exist, or none of `class_names` among the categories.
     """
-    content = _read_json(annotations)
+    return parse_coco(read_coco(annotations), class_names, images, annotations)
+
+
+def parse_coco(
+    content: dict[str, Any], class_names: tuple[str, ...], images: Path | None, annotations: Path
+) -> list[Record]:
+    """`load_coco` of a file's content that is already read; `annotations` names it in errors and says where it is."""
     try:
-        records = _records(content, class_names, images or annotations.parent, annotations)
+        folder = images or picture_folder(content, annotations)
+        records = _records(content, class_names, folder, annotations)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{annotations} has a record that is not of COCO's form: {error!r}.") from error
     if not records:
         raise DatasetError(f"{annotations} lists no picture; expected at least one in `images`.")
     return records
+
+
+def picture_folder(content: dict[str, Any], annotations: Path) -> Path:
+    """The folder that file names of a COCO file start at.
+
+    It is what the file itself says (`info.image_folder`, relative to the file; what `glmd-train prepare` writes).
+    Else the first of these that has the first picture: the file's folder, `images` in it, and beside it `images` and
+    COCO's own `train2017` of `annotations/instances_train2017.json`. Else the file's folder.
+    """
+    here = annotations.parent
+    info = content.get("info")
+    if isinstance(info, dict) and isinstance(info.get("image_folder"), str):
+        return here / info["image_folder"]
+    beside = here.parent
+    candidates = (here, here / "images", beside / "images", beside / annotations.stem.removeprefix("instances_"))
+    first = [image["file_name"] for image in content["images"][:1]]
+    return next((folder for folder in candidates if first and (folder / first[0]).is_file()), here)
 
 
 def _records(
@@ -82,10 +174,11 @@ def _records(
     sizes = {image["id"]: image for image in content["images"]}
     if unknown := set(by_image) - set(sizes):
         raise DatasetError(f"{annotations}: annotations name image ids {sorted(unknown)[:5]} that `images` lacks.")
-    return [_record(image, by_image[i], names, labels, folder, annotations) for i, image in sizes.items()]
+    return [_record(sizes[i], by_image[i], names, labels, folder, annotations) for i in sorted(sizes)]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_coco(path: Path) -> dict[str, Any]:
+    """The content of a COCO detection file. Raises: DatasetError if there is no such file, or it is something else."""
     if not path.is_file():
         raise DatasetError(f"Annotation file {path} does not exist. Set GLMD_DATA to the folder of the data sets.")
     try:
