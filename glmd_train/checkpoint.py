@@ -137,10 +137,13 @@ def _load_weights(model: GLMDNet, weights: dict[str, Tensor], path: Path) -> Non
     model.load_state_dict(weights)
 
 
-def transfer(source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...]) -> None:
+def transfer(
+    source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...], *, keep_predictor: bool = True
+) -> None:
     """Start `model` from another checkpoint: everything but the predictor as it is, the predictor's rows by class name.
 
-    Classes that the source does not know keep their fresh initialisation; background is carried over.
+    Classes that the source does not know keep their fresh initialisation; background is carried over. Without
+    `keep_predictor` all rows are fresh, which is the published surgery from base to novel classes.
     Raises: CheckpointError if the two architectures differ elsewhere.
     """
     own, theirs = model.state_dict(), source.model.state_dict()
@@ -148,8 +151,9 @@ def transfer(source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...]) -
     wrong = [k for k in own if k not in predictor and (k not in theirs or theirs[k].shape != own[k].shape)]
     if wrong or set(theirs) - set(own):
         raise CheckpointError(f"The start weights are for another architecture; first difference: {wrong[:3]}")
-    model.load_state_dict({k: _rows(k, own[k], theirs[k], source.class_names, class_names) if k in predictor
-                           else theirs[k] for k in own})
+    rows = {k: _rows(k, own[k], theirs[k], source.class_names, class_names) if keep_predictor else own[k]
+            for k in predictor}
+    model.load_state_dict({k: rows.get(k, theirs.get(k)) for k in own})
 
 
 def _rows(key: str, own: Tensor, theirs: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:

@@ -233,7 +233,8 @@ _TRAINING_ONLY = set(TrainConfig.model_fields) - set(NetworkConfig.model_fields)
 _Config = TypeVar("_Config", bound=NetworkConfig)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The keys and values of a file, over those of the file that its `extends` names."""
     if not path.is_file():
         raise UsageError(f"--config expects a YAML file; {path} does not exist")
     try:
@@ -242,7 +243,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold keys and values; got {type(values).__name__}")
-    return values
+    if "extends" not in values:
+        return values
+    if depth == _MAX_EXTENDS:
+        raise UsageError(f"{path} extends itself, or {_MAX_EXTENDS} files one after the other. Name another file.")
+    return _merged(_read_yaml(path.parent / str(values.pop("extends")), depth + 1), values)
+
+
+_MAX_EXTENDS = 5
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Groups of keys are merged, everything else is replaced."""
+    both = {key for key in above if isinstance(above[key], dict) and isinstance(below.get(key), dict)}
+    return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
 
 
 def _validated(kind: type[_Config], values: dict[str, Any], path: Path) -> _Config:

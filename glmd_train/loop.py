@@ -2,82 +2,81 @@
 
 from __future__ import annotations
 
-import json
-import math
-import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
 
-from glmd_runtime.errors import CheckpointError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, save_checkpoint, transfer
 from glmd_train.config import TrainConfig
-from glmd_train.data.coco import load_coco
-from glmd_train.data.loaders import TrainingStream, training_loader
+from glmd_train.data.loaders import Batch, Slots, TrainingSet, load_records, training_loader
 from glmd_train.evaluate import evaluate, torch_predict
 from glmd_train.model.backbone import load_imagenet
 from glmd_train.model.detector import GLMDNet, build_model
+from glmd_train.optimizer import build_optimizer, freeze_parts, set_rate
+from glmd_train.run_folder import RunFolder
 
 LOG_EVERY = 20  # iterations
 
 
 def fit(config: TrainConfig, resume: bool = False) -> Path:
-    """Train, evaluate, and write `config.output`/model.safetensors.
+    """Train, evaluate, and write `config.output`/model.safetensors; `RunFolder` says what else is there.
 
-    The output folder also gets config.json, last.pt (to resume from), log.jsonl and the TensorBoard files.
+    A run that was stopped and is resumed gives the weights that it would have given without the stop: pictures, random
+    samples and dropout follow from the seed and the iteration alone.
     Raises: UsageError if the folder holds another run, GlmdError when a loss is not finite.
     """
-    last = config.output / "last.pt"
-    if last.exists() and not resume:
-        raise UsageError(f"{config.output} holds a run already. Continue it with --resume, or choose another output.")
-    if resume and not last.exists():
-        raise UsageError(f"--resume expects a run in {config.output}; it holds no {last.name}. Start without --resume.")
+    folder = RunFolder(config.output)
+    folder.check(config, resume)
     fabric = start_fabric(config)
-    fabric.seed_everything(config.seed + fabric.global_rank, verbose=False)
-    names = config.model.class_names
-    spec = config.preprocess.spec()
-    stream = TrainingStream(config.train, names, spec, config.augment, config.seed, fabric.global_rank)
-    for dataset in config.val:
-        load_coco(dataset.annotations, names, dataset.images)  # a wrong file is an error now, not after the training
+    fabric.seed_everything(config.seed, verbose=False)
+    names, spec = config.model.class_names, config.preprocess.spec()
+    pictures = TrainingSet(config.train, names, spec, config.augment, config.seed)
+    validation = {data.annotations: load_records(data, names) for data in config.val}
 
-    model = start_model(config).to(memory_format=torch.channels_last)
+    model, known = start_model(config)
+    freeze_parts(model.to(memory_format=torch.channels_last), config)
     optimizer = build_optimizer(model, config)
     wrapped, optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("losses")
     # After the set-up, which moves the parameters to their device: the optimizer's state follows them there.
-    first = restore(last, model, optimizer) if last.exists() else 0
+    first = folder.restore(model, optimizer)
+    loader = fabric.setup_dataloaders(share(pictures, fabric, config, first), use_distributed_sampler=False)
     if fabric.is_global_zero:
-        config.output.mkdir(parents=True, exist_ok=True)
-        (config.output / "config.json").write_text(config.model_dump_json(indent=1))
-    stream.start = first
-    loader = fabric.setup_dataloaders(training_loader(stream, config.batch_size, config.workers))
+        folder.begin(config, first)
     checkpoint = Checkpoint(
-        model, config.model, spec, PostprocessSpec((DEFAULT_SCORE,) * len(names)), provenance(config)
+        model, config.model, spec, PostprocessSpec((DEFAULT_SCORE,) * len(names)), provenance(config, known)
     )
 
     wrapped.train()
     saved = time.monotonic()
     with progress_bar(fabric.is_global_zero) as bar:
         task = bar.add_task("", total=config.iterations, completed=first)
-        for iteration, (images, valid_hw, targets) in enumerate(loader, start=first):
-            if iteration >= config.iterations:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * schedule(iteration, config)
-            targets = [target.to(fabric.device) for target in targets]
-            losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
-            total = torch.stack(list(losses.values())).sum()
-            values = {name: value.item() for name, value in losses.items()}
-            if not math.isfinite(sum(values.values())):
-                raise GlmdError(f"The loss is not finite at iteration {iteration}: {values}. Lower learning_rate.")
-            fabric.backward(total)
-            fabric.clip_gradients(wrapped, optimizer, max_norm=config.clip_norm)
+        for iteration, parts in enumerate(in_parts(loader, config.accumulate), start=first):
+            torch.manual_seed(seed_of(config.seed, iteration, fabric.global_rank))  # of the dropout
+            set_rate(optimizer, iteration, config)
+            sums: dict[str, torch.Tensor] = {}
+            for number, (images, valid_hw, targets) in enumerate(parts):
+                with fabric.no_backward_sync(wrapped, enabled=number + 1 < config.accumulate):
+                    targets = [target.to(fabric.device) for target in targets]
+                    losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
+                    fabric.backward(torch.stack(list(losses.values())).sum() / config.accumulate)
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + loss.detach() / config.accumulate
+            values = mean_over_processes(fabric, sums)
+            if not np.isfinite(list(values.values())).all():
+                raise not_finite(iteration, values, [target.name for *_, targets in parts for target in targets])
+            if config.clip_norm:
+                fabric.clip_gradients(wrapped, optimizer, max_norm=config.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -87,130 +86,134 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
                 continue
             if iteration % LOG_EVERY == 0:
                 fabric.log_dict({**values, "rate": optimizer.param_groups[0]["lr"]}, step=iteration)
-                log(config.output, {"iteration": iteration, **values})
+                folder.log({"iteration": iteration, **values})
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                store(last, model, optimizer, done)
-                save_checkpoint(config.output / "model.safetensors", checkpoint)
+                folder.store(model, optimizer, done)
+                save_checkpoint(folder.model, checkpoint)
                 saved = time.monotonic()
             if config.eval_every and done % config.eval_every == 0 and done < config.iterations:
-                validate(checkpoint, config, done)
+                folder.log({"iteration": done, "scores": validate(checkpoint, validation)})
 
     if fabric.is_global_zero:
-        store(last, model, optimizer, config.iterations)
-        save_checkpoint(config.output / "model.safetensors", checkpoint)
-        checkpoint.provenance["scores"] = validate(checkpoint, config, config.iterations)
-        save_checkpoint(config.output / "model.safetensors", checkpoint)
-    fabric.print(f"Trained: {config.output / 'model.safetensors'}")
-    return config.output / "model.safetensors"
+        folder.store(model, optimizer, config.iterations)
+        save_checkpoint(folder.model, checkpoint)
+        checkpoint.provenance["scores"] = validate(checkpoint, validation)
+        folder.log({"iteration": config.iterations, "scores": checkpoint.provenance["scores"]})
+        save_checkpoint(folder.model, checkpoint)
+    fabric.print(f"Trained: {folder.model}")
+    return folder.model
 
 
 def start_fabric(config: TrainConfig) -> Fabric:
     """Devices, precision and processes as the configuration asks. Raises: UnsupportedError if they are not here."""
     try:
         fabric = Fabric(
-            accelerator=config.accelerator, devices=config.devices, precision=config.precision,
+            accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes, precision=config.precision,
             loggers=TensorBoardLogger(config.output, name="tensorboard", version=""),
         )
         fabric.launch()
     except (RuntimeError, ValueError, ModuleNotFoundError) as error:
-        asked = f"accelerator {config.accelerator!r}, devices {config.devices!r}, precision {config.precision!r}"
+        asked = (
+            f"accelerator {config.accelerator!r}, devices {config.devices!r}, nodes {config.nodes}, "
+            f"precision {config.precision!r}"
+        )
         raise UnsupportedError(f"Training cannot start with {asked} here: {error}") from error
     return fabric
 
 
-def start_model(config: TrainConfig) -> GLMDNet:
-    """A model with the start weights that the configuration asks for."""
+def share(pictures: TrainingSet, fabric: Fabric, config: TrainConfig, first: int) -> DataLoader[Batch]:
+    """The pictures that this process computes. Raises: UsageError if they cannot be shared out equally."""
+    parts = fabric.world_size * config.accumulate
+    if config.batch_size % parts:
+        raise UsageError(
+            f"batch_size {config.batch_size} cannot be shared out equally: expected a multiple of {parts}, that is "
+            f"{fabric.world_size} processes times accumulate {config.accumulate}. Change batch_size or accumulate."
+        )
+    slots = Slots(
+        first, config.iterations, batch_size=config.batch_size, accumulate=config.accumulate,
+        rank=fabric.global_rank, processes=fabric.world_size,
+    )
+    return training_loader(pictures, slots, config.workers)
+
+
+def in_parts(loader: DataLoader[Batch], parts: int) -> Iterator[list[Batch]]:
+    """The batches of each iteration."""
+    batches = iter(loader)
+    while batch := next(batches, None):
+        yield [batch, *(next(batches) for _ in range(parts - 1))]
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed that differs with each of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def mean_over_processes(fabric: Fabric, values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Scalars by name; every process gets the same, and so takes the same decision."""
+    mean = fabric.all_reduce(torch.stack(list(values.values())), reduce_op="mean")
+    return dict(zip(values, mean.tolist(), strict=True))
+
+
+def not_finite(iteration: int, values: dict[str, float], images: list[str]) -> GlmdError:
+    table = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return GlmdError(
+        f"The loss is not finite at iteration {iteration}: {table}; image ids of this process: {', '.join(images)}. "
+        "Lower learning_rate, lengthen warmup, or look at these pictures; what was saved last is unharmed."
+    )
+
+
+def start_model(config: TrainConfig) -> tuple[GLMDNet, tuple[str, ...]]:
+    """A model with the start weights that the configuration asks for, and the classes that these know."""
     model = build_model(config.model)
     if isinstance(config.weights, Path):
-        transfer(load_checkpoint(config.weights), model, config.model.class_names)
-    elif config.weights == "imagenet":
+        return model, _start_from(config.weights, model, config)
+    if config.weights == "imagenet":
+        if config.model.backbone != "lite0":
+            raise UsageError(
+                f"weights: 'imagenet' is for the backbone lite0. For {config.model.backbone} give the path of "
+                "detectron2's R-50.pkl or R-101.pkl, or 'random'."
+            )
         load_imagenet(model.backbone, model.roi_heads.res5, config.preprocess.std)
-    return model
+    return model, ()
 
 
-def build_optimizer(model: GLMDNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """Four groups: trunk and res5 at their own rate, the rest; weight decay on matrices only."""
-    pretrained = {id(p) for part in (model.backbone, model.roi_heads.res5) for p in part.parameters()}
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for parameter in model.parameters():
-        groups.setdefault((id(parameter) in pretrained, parameter.ndim > 1), []).append(parameter)
-    rows: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "peak": config.learning_rate * (config.backbone_rate if from_imagenet else 1),
-            "weight_decay": config.weight_decay if is_matrix else 0.0,
-        }
-        for (from_imagenet, is_matrix), parameters in groups.items()
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(rows, lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(rows, lr=config.learning_rate)
+def _start_from(weights: Path, model: GLMDNet, config: TrainConfig) -> tuple[str, ...]:
+    if weights.suffix != ".safetensors":
+        from glmd_train.official import load_start_weights
+
+        load_start_weights(weights, model)
+        return ()
+    source = load_checkpoint(weights)
+    transfer(source, model, config.model.class_names, keep_predictor=config.predictor == "by_name")
+    return source.class_names
 
 
-def schedule(iteration: int, config: TrainConfig) -> float:
-    """Factor on the learning rate: linear warm-up from 1/1000, then cosine to 0 or a drop by 10 at each step."""
-    if config.schedule == "cosine":
-        factor = 0.5 * (1 + math.cos(math.pi * iteration / config.iterations))
-    else:
-        factor = 0.1 ** sum(step <= iteration for step in config.steps)
-    if iteration >= config.warmup:
-        return factor
-    return factor * (0.001 + 0.999 * iteration / config.warmup)
-
-
-def validate(checkpoint: Checkpoint, config: TrainConfig, iteration: int) -> dict[str, Any]:
-    """Score every validation set; the result is logged and returned by file name."""
+def validate(checkpoint: Checkpoint, validation: dict[Path, list[Any]]) -> dict[str, Any]:
+    """Score every validation set; returns the scores by folder and file name."""
     checkpoint.model.eval()
     predict = torch_predict(checkpoint)
-    scores = {}
-    for dataset in config.val:
-        records = load_coco(dataset.annotations, checkpoint.class_names, dataset.images)
-        key = f"{dataset.annotations.parent.name}/{dataset.annotations.stem}"
-        scores[key] = evaluate(predict, records, checkpoint.class_names).to_dict()
-    log(config.output, {"iteration": iteration, "scores": scores})
+    scores = {
+        f"{path.parent.name}/{path.stem}": evaluate(predict, records, checkpoint.class_names).to_dict()
+        for path, records in validation.items()
+    }
     checkpoint.model.train()
     return scores
 
 
-def provenance(config: TrainConfig) -> dict[str, Any]:
-    """What the checkpoint's card says of its making; paths are cut to data set and file."""
+def provenance(config: TrainConfig, known: tuple[str, ...]) -> dict[str, Any]:
+    """What the checkpoint's card says of its making; paths are cut to data set and file.
+
+    known: classes of the start weights. Of a model that began with others the rest are novel.
+    """
+    base = {"base_classes": [name for name in config.model.class_names if name in known]} if known else {}
     return {
         "train": [f"{d.annotations.parent.name}/{d.annotations.name}" for d in config.train],
         "start": config.weights.name if isinstance(config.weights, Path) else config.weights,
+        **base,
         "iterations": config.iterations,
         "batch_size": config.batch_size,
         "seed": config.seed,
     }
-
-
-def log(output: Path, row: dict[str, Any]) -> None:
-    with (output / "log.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def store(path: Path, model: GLMDNet, optimizer: torch.optim.Optimizer, iteration: int) -> None:
-    """Everything a resumed run needs, written whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}, partial)
-    partial.replace(path)
-
-
-def restore(path: Path, model: GLMDNet, optimizer: torch.optim.Optimizer) -> int:
-    """Load what `store` wrote; returns the iteration to go on with.
-
-    Raises: CheckpointError if the file is damaged, or is of a run with another model.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["iteration"])
-    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} does not continue this configuration: expected its own run's state, got {reason!r}. "
-            "Choose another output, or the configuration that began the run."
-        ) from error
 
 
 def progress_bar(shown: bool) -> Progress:

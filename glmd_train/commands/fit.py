@@ -3,20 +3,66 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from glmd_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from glmd_train.config import TrainConfig
 
 
 def add_parser(commands: Any) -> None:
-    one = commands.add_parser("fit", help="train as a YAML configuration says")
-    one.add_argument("--config", type=Path, required=True, help="YAML file, see glmd_train/configs")
-    one.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change single values of it")
-    one.add_argument("--resume", action="store_true", help="continue the run in the configuration's output folder")
+    one = commands.add_parser("fit", help="train as a YAML configuration says, base classes or a few shots")
+    add = one.add_argument
+    add("--config", type=Path, required=True, help="YAML file, see glmd_train/configs")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change single values of it")
+    add("--devices", metavar="N", help="GPUs, or processes on a CPU, of each node (default: the configuration's)")
+    add("--nodes", metavar="N", help="machines; start the command on each of them, with torchrun")
+    add("--resume", action="store_true", help="continue the run in the output folder, if there is one")
+    add("--dry-run", action="store_true", help="show configuration, shapes, parameters and memory, and train nothing")
     one.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     from glmd_train.config import load_config
+
+    given = {"devices": options.devices, "nodes": options.nodes}
+    changes = [*options.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    config = load_config(options.config, changes)
+    if options.dry_run:
+        _print_dry_run(config)
+        return
     from glmd_train.loop import fit
 
-    fit(load_config(options.config, options.set), options.resume)
+    fit(config, options.resume)
+
+
+def _print_dry_run(config: TrainConfig) -> None:
+    """The configuration as YAML that could be run, then tables."""
+    import yaml
+    from rich.console import Console
+    from rich.table import Table
+
+    from glmd_train.dry_run import dry_run
+
+    processes = config.nodes * (1 if config.devices == "auto" else config.devices)
+    if config.batch_size % (processes * config.accumulate):
+        raise UsageError(
+            f"batch_size {config.batch_size} cannot be shared out equally over {processes} processes and accumulate "
+            f"{config.accumulate}. Change one of them."
+        )
+    result = dry_run(config, processes)
+    print(yaml.safe_dump(json.loads(json.dumps(result.configuration)), sort_keys=False))
+    tables = {
+        "first picture": ({"pictures in the set": result.pictures} | result.shapes, ("tensor", "shape")),
+        "parameters": ({k: f"{a:,} ({t:,} train)" for k, (a, t) in result.parameters.items()}, ("part", "number")),
+        "memory of a device": (result.memory, ("use", "MiB, about")),
+        "losses of the first picture": ({k: f"{v:.4f}" for k, v in result.losses.items()}, ("loss", "value")),
+    }
+    for title, (rows, columns) in tables.items():
+        table = Table(*columns, title=title)
+        for name, value in rows.items():
+            table.add_row(name, str(value))
+        Console().print(table)

@@ -1,55 +1,119 @@
-"""Records -> batches: an endless, weighted, seeded stream for training."""
+"""Records -> batches. What the n-th picture of a run is follows from n alone, whichever process reads it and when."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from glmd_runtime.errors import DatasetError
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.config import AugmentConfig, DatasetConfig
-from glmd_train.data.coco import Record, load_coco
+from glmd_train.data.coco import Record, load_coco_files
 from glmd_train.data.transforms import Sample, augment
 from glmd_train.model.matching import Target
 
 Batch = tuple[Tensor, Tensor, list[Target]]  # images (B, C, H, W), valid_hw (B, 2), targets
 
 
-class TrainingStream(IterableDataset[Sample]):
-    """Draws pictures for ever; a picture's chance is its set's weight. `start` skips what a resumed run has seen."""
+class TrainingSet(Dataset[Sample]):
+    """The pictures of a run by their number, 0, 1, 2 ... without end; a picture's chance is its set's weight."""
 
     def __init__(
         self, datasets: list[DatasetConfig], class_names: tuple[str, ...], spec: PreprocessSpec, config: AugmentConfig,
-        seed: int, rank: int = 0,
+        seed: int,
     ) -> None:
-        sets = [load_coco(d.annotations, class_names, d.images) for d in datasets]
-        self.records: list[Record] = [record for records in sets for record in records]
-        weights = np.concatenate([np.full(len(r), d.weight) for r, d in zip(sets, datasets, strict=True)])
-        self.chances = weights / weights.sum()
-        self.spec, self.config, self.seed, self.rank = spec, config, seed, rank
-        self.start = 0
+        self.records: list[Record] = []
+        self.grey: list[bool] = []
+        weights: list[float] = []
+        for dataset in datasets:
+            records = load_records(dataset, class_names)
+            self.records += records
+            self.grey += [dataset.grey] * len(records)
+            weights += [dataset.weight] * len(records)
+        # Equal chances are dealt as a shuffled deck, so that every picture comes once before one comes twice.
+        self.chances = None if len(set(weights)) == 1 else np.asarray(weights) / sum(weights)
+        self.spec, self.config, self.seed = spec, config, seed
 
-    def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        # Seeded by what makes the stream unique, the starting point included: a resumed run draws new pictures.
-        rng = np.random.default_rng([self.seed, self.rank, worker.id if worker else 0, self.start])
-        while True:
-            record = self.records[rng.choice(len(self.records), p=self.chances)]
-            yield augment(record.read(), record, self.spec, self.config, rng)
+    def __getitem__(self, number: int) -> Sample:
+        # The data of picture and augmentation are two streams: the deck of an epoch must not depend on either.
+        rng = np.random.default_rng([self.seed, number, 1])
+        index = self.pick(number)
+        frame = self.records[index].read()
+        if self.grey[index] and frame.ndim == 3:
+            frame = np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), np.uint8)
+        return augment(frame, self.records[index], self.spec, self.config, rng)
+
+    def pick(self, number: int) -> int:
+        """Which record the run's picture `number` is."""
+        if self.chances is not None:
+            return int(np.random.default_rng([self.seed, number]).choice(len(self.records), p=self.chances))
+        epoch, place = divmod(number, len(self.records))
+        return int(_deck(self.seed, epoch, len(self.records))[place])
+
+
+@lru_cache(maxsize=2)  # two, as a batch may hold the end of an epoch and the beginning of the next
+def _deck(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(length)
+
+
+def load_records(dataset: DatasetConfig, class_names: tuple[str, ...]) -> list[Record]:
+    """The pictures of one set. Raises: DatasetError if it is unreadable or nothing is left of it."""
+    records = load_coco_files([dataset.annotations], class_names, dataset.images)
+    if not dataset.skip_empty:
+        return records
+    with_objects = [record for record in records if len(record.boxes)]
+    if not with_objects:
+        raise DatasetError(
+            f"{dataset.annotations} has no object of the classes {list(class_names)}, and skip_empty leaves out "
+            "pictures without one. Correct the class names, or choose another file."
+        )
+    return with_objects
+
+
+class Slots(Sampler[list[int]]):
+    """The numbers of the pictures that one process computes, part by part of each iteration.
+
+    An iteration's pictures are shared out in order: those of process 0 first, each in `accumulate` parts.
+    """
+
+    def __init__(
+        self, first: int, last: int, *, batch_size: int, accumulate: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.iterations = range(first, last)
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.part = batch_size // (processes * accumulate)
+        self.offset = rank * accumulate * self.part
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in self.iterations:
+            start = iteration * self.batch_size + self.offset
+            for part in range(self.accumulate):
+                yield list(range(start + part * self.part, start + (part + 1) * self.part))
+
+    def __len__(self) -> int:
+        return len(self.iterations) * self.accumulate
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples; all have one canvas."""
-    images = torch.from_numpy(np.stack([s.image for s in samples]))
+    """Stack samples; smaller ones are padded with 0, the mean, at the right and below."""
+    h, w = (max(sample.image.shape[axis] for sample in samples) for axis in (1, 2))
+    images = torch.zeros(len(samples), samples[0].image.shape[0], h, w)
+    for row, sample in zip(images, samples, strict=True):
+        row[:, : sample.image.shape[1], : sample.image.shape[2]] = torch.from_numpy(sample.image)
     valid_hw = torch.tensor([s.valid_hw for s in samples], dtype=torch.float32)
     targets = [
-        Target(torch.from_numpy(s.boxes), torch.from_numpy(s.labels), torch.from_numpy(s.ignore)) for s in samples
+        Target(torch.from_numpy(s.boxes), torch.from_numpy(s.labels), torch.from_numpy(s.ignore), s.key, s.name)
+        for s in samples
     ]
     return images, valid_hw, targets
 
 
-def training_loader(stream: TrainingStream, batch_size: int, workers: int) -> DataLoader[Batch]:
-    return DataLoader(stream, batch_size, num_workers=workers, collate_fn=collate)
+def training_loader(pictures: TrainingSet, slots: Slots, workers: int) -> DataLoader[Batch]:
+    return DataLoader(pictures, batch_sampler=slots, num_workers=workers, collate_fn=collate)

@@ -10,7 +10,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.preprocess import PreprocessSpec, check_frame, letterbox_resize, letterbox_size, normalise
+from glmd_runtime.preprocess import (
+    PreprocessSpec,
+    check_frame,
+    letterbox_resize,
+    letterbox_size,
+    normalise,
+    pillow_resize,
+    published_size,
+)
 from glmd_train.config import AugmentConfig
 from glmd_train.data.coco import Record
 
@@ -20,10 +28,25 @@ MIN_VISIBLE = 0.4
 
 @dataclass(frozen=True)
 class Sample:
-    """A training picture: image (C, H, W) float32; valid_hw; boxes, ignore (N, 4) in its pixels; labels (N,)."""
+    """A training picture: image (C, H, W) float32; valid_hw; boxes, ignore (N, 4) in its pixels; labels (N,).
+
+    key, name: see `matching.Target`.
+    """
 
     image: NDArray[np.float32]
     valid_hw: tuple[int, int]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ignore: NDArray[np.float32]
+    key: int
+    name: str
+
+
+@dataclass(frozen=True)
+class _View:
+    """A picture on its way: uint8 intensities, boxes and ignore regions in its pixels, labels of the boxes."""
+
+    picture: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignore: NDArray[np.float32]
@@ -32,25 +55,58 @@ class Sample:
 def augment(
     frame: NDArray[Any], record: Record, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator
 ) -> Sample:
-    """Frame (as `preprocess` takes it) and its labels -> one random training picture of `crop_hw` or the canvas."""
+    """Frame (as `preprocess` takes it) and its labels -> one random training picture of `crop_hw` or the canvas.
+
+    With `shorter_edge` it is the published one instead: resized, not cropped, and as large as it then is.
+    """
     check_frame(frame)
-    picture = spec.intensity(frame)
-    zoom = rng.uniform(*config.scale)
-    fitted = letterbox_size(record.hw, spec.size_hw)
-    h, w = (max(1, round(edge * zoom)) for edge in fitted)
-    picture = letterbox_resize(picture, (h, w))
-    scale = np.asarray([w / record.hw[1], h / record.hw[0]] * 2, np.float32)
-    boxes, ignore = record.boxes * scale, record.ignore * scale
-    canvas_hw = config.crop_hw or spec.size_hw
-    left, top = crop_corner((h, w), canvas_hw, boxes, rng)
-    picture = picture[top : top + canvas_hw[0], left : left + canvas_hw[1]]
-    boxes, labels, ignore = crop_boxes(boxes, record.labels, ignore, (left, top), picture.shape[:2])
+    intensities = spec.intensity(frame)
+    if config.shorter_edge:
+        view = _published_view(intensities, record, spec, config, rng)
+        canvas_hw = view.picture.shape[:2]
+    else:
+        canvas_hw = config.crop_hw or spec.size_hw
+        view = _zoomed_view(intensities, record, spec, config, canvas_hw, rng)
     if rng.random() < config.flip:
-        picture, boxes, ignore = picture[:, ::-1], flip_boxes(boxes, picture), flip_boxes(ignore, picture)
-    picture = thermal_jitter(np.ascontiguousarray(picture), config, rng)
+        view = _flipped(view)
+    picture = thermal_jitter(np.ascontiguousarray(view.picture), config, rng)
     image = np.zeros((spec.channels, *canvas_hw), np.float32)
     image[:, : picture.shape[0], : picture.shape[1]] = normalise(picture, spec)
-    return Sample(image, picture.shape[:2], boxes, labels, ignore)
+    key = int(rng.integers(2**62))
+    return Sample(image, picture.shape[:2], view.boxes, view.labels, view.ignore, key, str(record.image_id))
+
+
+def _published_view(
+    picture: NDArray[np.uint8], record: Record, spec: PreprocessSpec, config: AugmentConfig, rng: np.random.Generator
+) -> _View:
+    """detectron2's ResizeShortestEdge with one of several lengths; the longest edge is the spec's."""
+    hw = published_size(record.hw, int(rng.choice(config.shorter_edge)), spec.size_hw[1])
+    scale = _scale(hw, record.hw)
+    return _View(pillow_resize(picture, hw), record.boxes * scale, record.labels, record.ignore * scale)
+
+
+def _zoomed_view(
+    picture: NDArray[np.uint8], record: Record, spec: PreprocessSpec, config: AugmentConfig,
+    canvas_hw: tuple[int, int], rng: np.random.Generator,
+) -> _View:
+    """A random zoom of the letterboxed picture, and what the canvas holds of it."""
+    zoom = rng.uniform(*config.scale)
+    h, w = (max(1, round(edge * zoom)) for edge in letterbox_size(record.hw, spec.size_hw))
+    scale = _scale((h, w), record.hw)
+    boxes = record.boxes * scale
+    left, top = crop_corner((h, w), canvas_hw, boxes, rng)
+    part = letterbox_resize(picture, (h, w))[top : top + canvas_hw[0], left : left + canvas_hw[1]]
+    return _View(part, *crop_boxes(boxes, record.labels, record.ignore * scale, (left, top), part.shape[:2]))
+
+
+def _scale(hw: tuple[int, int], frame_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """(4,) what xyxy in frame pixels are multiplied by."""
+    return np.asarray([hw[1] / frame_hw[1], hw[0] / frame_hw[0]] * 2, np.float32)
+
+
+def _flipped(view: _View) -> _View:
+    boxes, ignore = (flip_boxes(b, view.picture) for b in (view.boxes, view.ignore))
+    return _View(view.picture[:, ::-1], boxes, view.labels, ignore)
 
 
 def crop_corner(

@@ -8,58 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
-import yaml
 
 from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.config import TrainConfig, load_config
-from glmd_train.loop import fit, schedule
+from glmd_train.loop import fit
+from glmd_train.optimizer import schedule
+from tests.train.squares import draw_squares, glmd_train, write_config
 
 CONFIGS = Path(__file__).parents[2] / "glmd_train" / "configs"
 
 
-def glmd_train(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "glmd_train.cli", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert not check or result.returncode == 0, result.stderr
-    return result
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight 16-bit pictures with one warm square each."""
-    folder = tmp_path_factory.mktemp("squares")
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for i in range(8):
-        picture = rng.normal(7600, 15, (64, 80)).astype(np.uint16)
-        x, y, side = (int(v) for v in (rng.integers(5, 50), rng.integers(5, 40), rng.integers(12, 20)))
-        picture[y : y + side, x : x + side] += 400
-        cv2.imwrite(str(folder / f"{i}.png"), picture)
-        images.append({"id": i, "file_name": f"{i}.png", "width": 80, "height": 64})
-        annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": [x, y, side, side], "iscrowd": 0})
-    labels = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
-    (folder / "labels.json").write_text(json.dumps(labels))
-    return folder
+    return draw_squares(tmp_path_factory.mktemp("squares"))
 
 
 @pytest.fixture(scope="module")
 def config(dataset: Path) -> Path:
-    values = {
-        "output": str(dataset / "run"),
-        "model": {"class_names": ["square"], "proposals": 10, "roi_batch": 16, "rpn_batch": 32},
-        "preprocess": {"size_hw": [64, 80]},
-        "train": [{"annotations": str(dataset / "labels.json")}],
-        "val": [{"annotations": str(dataset / "labels.json")}],
-        "iterations": 40, "batch_size": 2, "warmup": 3, "learning_rate": 0.001,
-    }
-    path = dataset / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_config(dataset)
 
 
 def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Path) -> None:
@@ -88,6 +57,9 @@ def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Pa
     [
         ("model.stride=7", "model.stride"),
         ("iterations=0", "greater than or equal to 1"),
+        ("devices=0", "devices"),
+        ("freeze=[head]", "freeze.0"),
+        ("model.resnet={}", "belongs to the backbones"),
         ("model.strid=8", "Extra inputs"),
         ("model.class_names=[a, a]", "differ from each other"),
         ("nonsense", "key=value"),
@@ -121,7 +93,9 @@ def test_a_missing_configuration_and_bad_yaml(tmp_path: Path) -> None:
     ("changes", "error", "says"),
     [
         (["accelerator=cuda"], UnsupportedError, "accelerator 'cuda'"),
-        (["devices=0"], UnsupportedError, "devices 0"),
+        (["accelerator=abacus"], UnsupportedError, "accelerator 'abacus'"),
+        (["accumulate=3"], UsageError, "batch_size 2 cannot be shared out"),
+        (["weights=imagenet", "model.backbone=resnet50", "model.stride=16"], UsageError, "R-50.pkl"),
     ],
 )
 def test_what_this_machine_lacks_is_said_before_anything_is_written(
@@ -136,12 +110,11 @@ def test_what_this_machine_lacks_is_said_before_anything_is_written(
 
 def test_resume_wants_its_own_run(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(UsageError, match=r"holds no last\.pt"):
-        fit(load_config(config, [f"output={run}"]), resume=True)
-    fit(load_config(config, [f"output={run}", "iterations=1", "val=[]"]))
+    fit(load_config(config, [f"output={run}", "iterations=1", "val=[]"]), resume=True)  # nothing there yet: it begins
     record = (run / "config.json").read_text()
-    with pytest.raises(CheckpointError, match="does not continue this configuration"):
-        fit(load_config(config, [f"output={run}", "model.class_names=[square, other]"]), resume=True)
+    for change in ("model.class_names=[square, other]", "learning_rate=0.1", "seed=5"):
+        with pytest.raises(CheckpointError, match=rf"does not continue.*{change.partition('.')[0].partition('=')[0]}"):
+            fit(load_config(config, [f"output={run}", change]), resume=True)
     assert (run / "config.json").read_text() == record  # the run's own record is still its own
     (run / "last.pt").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="does not continue this configuration"):
@@ -161,10 +134,22 @@ def test_an_error_of_a_loader_process_is_one_line(config: Path, dataset: Path, t
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_shipped_configurations_are_valid_and_say_how_to_run_them(path: Path) -> None:
+def test_shipped_configurations_are_valid_and_say_command_duration_and_score(path: Path) -> None:
     load_config(path)
-    header = path.read_text().splitlines()[0]
+    header, *lines = path.read_text().splitlines()
     assert header == f"# glmd-train fit --config glmd_train/configs/{path.name}"
+    comment = " ".join(line for line in lines[:3] if line.startswith("#"))
+    assert "uration" in comment and ("xpected" in comment or "score" in comment)
+
+
+def test_a_configuration_extends_another(tmp_path: Path) -> None:
+    shots, ten = (load_config(CONFIGS / f"r101_novel_{k}shot.yaml") for k in (2, 10))
+    assert (shots.model, shots.freeze, shots.learning_rate) == (ten.model, ten.freeze, ten.learning_rate)
+    assert (shots.iterations, shots.steps) == (2000, (1000,))
+    (tmp_path / "a.yaml").write_text("extends: b.yaml")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml")
+    with pytest.raises(UsageError, match="extends itself"):
+        load_config(tmp_path / "a.yaml")
 
 
 def config_with(**changes: object) -> TrainConfig:
