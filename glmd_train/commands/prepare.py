@@ -15,7 +15,7 @@ from glmd_runtime.errors import UsageError
 def add_parser(commands: Any) -> None:
     one = commands.add_parser("prepare", help="make, draw, convert and check data sets")
     kinds = one.add_subparsers(required=True, metavar="KIND")
-    for add in (_add_gcoco,):
+    for add in (_add_gcoco, _add_fewshot):
         add(kinds)
 
 
@@ -38,6 +38,31 @@ def _run_gcoco(options: argparse.Namespace) -> None:
         print(f"{options.out / file}: {', '.join(f'{number} {name}' for name, number in counts.items())}")
 
 
+def _add_fewshot(kinds: Any) -> None:
+    one = kinds.add_parser("fewshot", help="draw K labelled boxes of each class, for each seed")
+    add = one.add_argument
+    add("--annotations", type=Path, required=True, help="COCO file to draw from")
+    add("--images", type=Path, help="folder that its file names start at, where it cannot be found")
+    add("--shots", type=int, nargs="+", required=True, metavar="K")
+    add("--seeds", type=int, nargs="+", required=True, metavar="SEED")
+    add("--protocol", choices=("paper", "strict"), required=True,
+        help="paper: the published draw; strict: support pictures are taken out of the test list")
+    add("--classes", nargs="+", default=[], metavar="NAME", help="draw these alone (default: all)")
+    add("--out", type=Path, required=True, help="folder to write seed<S> folders into")
+    one.set_defaults(run=_run_fewshot)
+
+
+def _run_fewshot(options: argparse.Namespace) -> None:
+    from glmd_train.data.fewshot import write_splits
+
+    folders = write_splits(
+        options.annotations, options.out, options.protocol, options.shots, options.seeds, options.classes,
+        options.images,
+    )
+    for folder in folders:
+        print(f"{folder}: {len(list(folder.glob('*shot*.json')))} files of shots")
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr for each name that what it yields is called with, with the number done and of all."""
@@ -45,12 +70,18 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, Any] = {}
 
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name)
-            bars.update(tasks[name], completed=done, total=total)
+    def progress(name: str, done: int, total: int) -> None:
+        if not tasks:
+            bars.start()  # not before: an error at once is the only line
+        if name not in tasks:
+            tasks[name] = bars.add_task(name)
+        bars.update(tasks[name], completed=done, total=total)
 
+    try:
         yield progress
+    finally:
+        if tasks:
+            bars.stop()

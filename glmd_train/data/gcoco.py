@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from glmd_runtime.errors import DatasetError, SourceError, UsageError
 from glmd_runtime.sinks import whole_file
@@ -149,12 +150,16 @@ def make_grey(picture: Picture) -> None:
         return
     try:
         grey = to_grey(read_picture(picture.source))
-    except SourceError as error:
-        raise DatasetError(f"{error} Download it again; the pictures made so far are kept.") from error
+        if not _is_whole(picture.source):  # OpenCV fills what is missing of a file with grey
+            Image.open(picture.source).load()
+    except (SourceError, OSError) as error:
+        raise DatasetError(
+            f"{picture.source} is missing or damaged. Download it again; pictures made so far are kept."
+        ) from error
     if grey.shape != picture.hw:
         raise DatasetError(
             f"{picture.source} is {grey.shape} (height, width) but its annotation file says {picture.hw}. Is it "
-            "COCO's? Download it again; the pictures made so far are kept."
+            "COCO's? Download it again; pictures made so far are kept."
         )
     if picture.source.suffix.lower() not in (".jpg", ".jpeg"):
         raise DatasetError(f"GCOCO is made of COCO's JPEG pictures; got {picture.source}.")
