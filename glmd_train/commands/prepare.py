@@ -15,7 +15,7 @@ from glmd_runtime.errors import UsageError
 def add_parser(commands: Any) -> None:
     one = commands.add_parser("prepare", help="make, draw, convert and check data sets")
     kinds = one.add_subparsers(required=True, metavar="KIND")
-    for add in (_add_gcoco, _add_fewshot):
+    for add in (_add_gcoco, _add_fewshot, _add_coco):
         add(kinds)
 
 
@@ -61,6 +61,24 @@ def _run_fewshot(options: argparse.Namespace) -> None:
     )
     for folder in folders:
         print(f"{folder}: {len(list(folder.glob('*shot*.json')))} files of shots")
+
+
+def _add_coco(kinds: Any) -> None:
+    one = kinds.add_parser("coco", help="a YOLO, Pascal VOC, COCO or IFSOD data set as one COCO file")
+    add = one.add_argument
+    add("--from", type=Path, required=True, dest="source", metavar="PATH", help="the set's folder, or its file")
+    add("--out", type=Path, required=True, metavar="FILE.json", help="file to write; pictures stay where they are")
+    add("--format", choices=("yolo", "voc", "coco", "ifsod"), help="where it is not seen from the files")
+    add("--split", help="train, val or test, of a set that is divided")
+    one.set_defaults(run=_run_coco)
+
+
+def _run_coco(options: argparse.Namespace) -> None:
+    from glmd_train.data.formats import convert
+
+    content = convert(options.source, options.out, options.format, options.split)
+    names = ", ".join(category["name"] for category in content["categories"])
+    print(f"{options.out}: {len(content['images'])} pictures, {len(content['annotations'])} boxes of {names}")
 
 
 @contextmanager

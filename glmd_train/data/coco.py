@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -152,11 +153,18 @@ def picture_folder(content: dict[str, Any], annotations: Path) -> Path:
     here = annotations.parent
     info = content.get("info")
     if isinstance(info, dict) and isinstance(info.get("image_folder"), str):
-        return here / info["image_folder"]
+        return (here / info["image_folder"]).resolve()
     beside = here.parent
     candidates = (here, here / "images", beside / "images", beside / annotations.stem.removeprefix("instances_"))
     first = [image["file_name"] for image in content["images"][:1]]
     return next((folder for folder in candidates if first and (folder / first[0]).is_file()), here)
+
+
+def with_image_folder(content: dict[str, Any], images: Path, file: Path) -> dict[str, Any]:
+    """A COCO content for `file` that says where its pictures are, as `picture_folder` reads it."""
+    info = content.get("info")
+    folder = os.path.relpath(images.resolve(), file.parent.resolve())
+    return content | {"info": {**(info if isinstance(info, dict) else {}), "image_folder": folder}}
 
 
 def _records(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmd_runtime.errors import DatasetError, UsageError
-from glmd_train.data.coco import parse_coco, picture_folder, read_coco
+from glmd_train.data.coco import parse_coco, picture_folder, read_coco, with_image_folder
 
 Protocol = Literal["paper", "strict"]
 Annotation = dict[str, Any]
@@ -68,7 +68,8 @@ def write_splits(
     draw = draw_paper if protocol == "paper" else draw_strict
     splits = [draw(content, names, shots, seed) for seed in seeds]
     source = {"file": annotations.name, "sha256": hashlib.sha256(annotations.read_bytes()).hexdigest()}
-    base = content | {"info": _info(content, annotations, images, folders[0])}
+    pictures = images or picture_folder(content, annotations)
+    base = with_image_folder(content, pictures, folders[0] / "split.json")  # every seed is as far from them
     partial = out / f".splits.{os.getpid()}.part"
     try:
         for folder, split, seed in zip(folders, splits, seeds, strict=True):
@@ -206,14 +207,8 @@ def _by_image(content: dict[str, Any], category_id: int) -> dict[int, list[Annot
     return dict(by_image)
 
 
-def _info(content: dict[str, Any], annotations: Path, images: Path | None, folder: Path) -> dict[str, Any]:
-    """The file's `info`, and where its pictures are as seen from `folder`."""
-    pictures = images or picture_folder(content, annotations)
-    return (content.get("info") or {}) | {"image_folder": os.path.relpath(pictures.resolve(), folder.resolve())}
-
-
 def _write_split(folder: Path, base: dict[str, Any], split: Split, head: dict[str, Any]) -> None:
-    """One seed's files; `base` is the source's content with the `info` to write, `split.json` begins with `head`."""
+    """One seed's files; `base` is the source's content, `split.json` begins with `head`."""
     folder.mkdir(parents=True)
     pictures = {image["id"]: image for image in base["images"]}
     for name, supports in split.items():

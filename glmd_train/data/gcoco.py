@@ -20,7 +20,7 @@ from PIL import Image
 from glmd_runtime.errors import DatasetError, SourceError, UsageError
 from glmd_runtime.sinks import whole_file
 from glmd_runtime.video.sources import read_picture
-from glmd_train.data.coco import picture_folder, read_coco
+from glmd_train.data.coco import picture_folder, read_coco, with_image_folder
 
 # COCO's person, bicycle, car, motorcycle, bus, truck, boat, dog: these IFSOD has too, as novel classes.
 REMOVED_IDS = frozenset({1, 2, 3, 4, 6, 8, 9, 18})
@@ -113,9 +113,8 @@ def _build_part(file: Path, coco: Path, out: Path, workers: int, progress: Progr
         raise DatasetError(f"{file}: {error}.") from error
     pictures = [Picture(folder / name, target / name, hw) for name, hw in sizes.items()]
     _make_all(pictures, workers, lambda done: progress(annotations.name, done, len(pictures)))
-    grey["info"] = (grey.get("info") or {}) | {"image_folder": os.path.relpath(target, annotations.parent)}
     with whole_file(annotations) as partial:
-        partial.write_text(json.dumps(grey))
+        partial.write_text(json.dumps(with_image_folder(grey, target, annotations)))
     used = {a["image_id"] for a in grey["annotations"]}
     return {
         "pictures": len(pictures),
