@@ -1,10 +1,10 @@
-"""Average precision and recall of anything that turns a frame into Detections: a checkpoint or an exported bundle."""
+"""Average precision, recall and false alarms of anything that turns a frame into Detections: checkpoint or bundle."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from glmd_train.intervals import Interval, ap_interval
 Predict = Callable[[NDArray[Any]], Detections]
 # AP counts every detection above this score (the published TEST threshold).
 EVAL_SCORE = 0.05
+# Recall and false alarms are counted at this score, so that models with other thresholds of their own compare.
 RECALL_SCORE = 0.3
+FIELDS = ("ap", "ap50", "ap75", "recall")
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,45 @@ class Score:
     """Scores by class; classes without an object in the data are left out of it and of the means.
 
     left_out   classes with objects in the data, of which the model has none: they count nowhere
+    unscored   classes of the model without an object in the data
     interval   the mean AP with its 95% interval over the pictures, where it was asked for
     """
 
     classes: dict[str, ClassScore]
     left_out: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
     interval: Interval | None = None
 
-    def mean(self, field: str) -> float:
-        return float(np.mean([getattr(c, field) for c in self.classes.values()])) if self.classes else 0.0
+    def mean(self, field: str, names: Collection[str] | None = None) -> float:
+        """Over all scored classes, or those of `names`; 0 without any."""
+        rows = [getattr(row, field) for name, row in self.classes.items() if names is None or name in names]
+        return float(np.mean(rows)) if rows else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        means = {field: round(self.mean(field), 4) for field in ("ap", "ap50", "ap75", "recall")}
+        means = {field: round(self.mean(field), 4) for field in FIELDS}
         rows = {n: {k: round(v, 4) for k, v in vars(c).items()} for n, c in self.classes.items()}
-        values: dict[str, Any] = {"mean": means, "classes": rows, "left_out": list(self.left_out)}
+        names = {"left_out": list(self.left_out), "unscored": list(self.unscored)}
+        values: dict[str, Any] = {"mean": means, "classes": rows, **names}
         if self.interval:
             values["ap_interval"] = [round(bound, 4) for bound in (self.interval.low, self.interval.high)]
         return values
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """Detections in `frames` pictures without an object: at the model's own score thresholds, and at score 0.3."""
+
+    frames: int
+    own: int
+    fixed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and rates; without a frame a rate is unknown, not 0."""
+        rates = {
+            f"{name}_per_1000": round(1000 * getattr(self, name) / self.frames, 2) if self.frames else None
+            for name in ("own", "fixed")
+        }
+        return {**vars(self), **rates}
 
 
 def torch_predict(checkpoint: Checkpoint, score_threshold: float = EVAL_SCORE) -> Predict:
@@ -85,10 +109,15 @@ def evaluate(
     predict: Predict, records: Iterable[Record], class_names: tuple[str, ...], *, interval: bool = False
 ) -> Score:
     """Run `predict` on every picture and score it against its labels; `iscrowd` boxes are ignore regions."""
-    records = list(records)
+    records = in_order(records)
     found = detect(predict, records)
     result = score(records, found, class_names)
     return replace(result, interval=ap_interval(records, found)) if interval else result
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """By file, so that neither equal scores nor the draws of an interval depend on the order in the annotation file."""
+    return sorted(records, key=lambda record: (str(record.path), record.image_id))
 
 
 def detect(predict: Predict, records: Iterable[Record]) -> list[Detections]:
@@ -102,7 +131,26 @@ def score(records: list[Record], found: list[Detections], class_names: tuple[str
     present = np.flatnonzero(counts)
     precisions = _average_precisions(records, found, present)
     classes = {class_names[c]: ClassScore(*precisions[c], _recall(records, found, c), int(counts[c])) for c in present}
-    return Score(classes, tuple(sorted({name for record in records for name in record.left_out})))
+    left_out = sorted({name for record in records for name in record.left_out})
+    return Score(classes, tuple(left_out), tuple(name for name in class_names if name not in classes))
+
+
+def is_empty(record: Record) -> bool:
+    """No object of any class, the model's or another, and no ignore region."""
+    return not (len(record.boxes) or len(record.ignore) or record.left_out)
+
+
+def false_alarms(found: Iterable[Detections], thresholds: Sequence[float]) -> FalseAlarms:
+    """Count the detections `found` in empty pictures.
+
+    Args: found, one a picture, with every detection above the smallest of `thresholds`; thresholds, one a class.
+    """
+    own_thresholds, frames, own, fixed = np.asarray(thresholds, np.float32), 0, 0, 0
+    for one in found:
+        frames += 1
+        own += int((one.scores > own_thresholds[one.class_ids]).sum())
+        fixed += int((one.scores > np.float32(RECALL_SCORE)).sum())
+    return FalseAlarms(frames, own, fixed)
 
 
 def _average_precisions(
@@ -153,16 +201,19 @@ def _recall(records: list[Record], found: list[Detections], class_id: int) -> fl
     for record, one in zip(records, found, strict=True):
         boxes = record.boxes[record.labels == class_id]
         rows = one[(one.class_ids == class_id) & (one.scores >= RECALL_SCORE)]
-        hits, objects = hits + _matches(boxes, rows.xyxy), objects + len(boxes)
+        hits, objects = hits + int((match_greedily(rows.xyxy, boxes) >= 0).sum()), objects + len(boxes)
     return hits / max(1, objects)
 
 
-def _matches(boxes: NDArray[np.float32], xyxy: NDArray[np.float32]) -> int:
-    """Greedy one-to-one matches; xyxy come best score first."""
-    overlaps = iou(xyxy, boxes)  # (D, N)
-    count = 0
-    for row in overlaps:
+def match_greedily(xyxy: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(D, 4) detections, best first, (G, 4) objects -> (D,) the object that each takes (IoU >= 0.5), or -1.
+
+    Each takes the one that it overlaps most of those that are still free.
+    """
+    overlaps = iou(xyxy, boxes)  # (D, G)
+    taken = np.full(len(xyxy), -1, np.int64)
+    for d, row in enumerate(overlaps):
         if row.size and row.max() >= 0.5:
-            overlaps[:, row.argmax()] = 0
-            count += 1
-    return count
+            taken[d] = row.argmax()
+            overlaps[:, taken[d]] = 0
+    return taken

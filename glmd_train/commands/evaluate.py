@@ -1,80 +1,228 @@
-"""glmd-train eval: AP and recall of a checkpoint or a bundle."""
+"""glmd-train eval: AP, recall, false alarms and the worst misses of checkpoints or bundles."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmd_runtime.errors import UsageError
+from glmd_runtime.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from glmd_train.evaluate import Predict, Score
+    from glmd_train.checkpoint import Checkpoint
+    from glmd_train.data.coco import Record
+    from glmd_train.evaluate import Predict
+    from glmd_train.runs import Model, Run
 
 
 def add_parser(commands: Any) -> None:
-    one = commands.add_parser("eval", help="AP and recall of a checkpoint or a bundle on COCO-format data")
+    one = commands.add_parser("eval", help="AP, recall and false alarms of checkpoints or bundles on COCO-format data")
     model = one.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", type=Path, help=".safetensors (or .pth) file, run by PyTorch")
-    model.add_argument("--engine", type=Path, help=".glmd bundle, run as on the device")
+    model.add_argument("--checkpoint", type=Path, nargs="+", metavar="FILE",
+                       help=".safetensors (or .pth) files, run by PyTorch; several are runs of one training: other "
+                            "seeds, other draws of support pictures")
+    model.add_argument("--engine", type=Path, nargs="+", metavar="BUNDLE", help=".glmd bundles, run as on the device")
     told = one.add_mutually_exclusive_group()
     told.add_argument("--classes", type=Path, metavar="FILE", help="class names of a .pth file, one a line")
     told.add_argument("--config", type=Path, metavar="YAML", help="training configuration of a .pth file")
-    one.add_argument("--data", type=Path, nargs="+", required=True, help="COCO annotation files")
+    data = one.add_mutually_exclusive_group(required=True)
+    data.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="COCO annotation files")
+    data.add_argument("--data-per-model", type=Path, nargs="+", metavar="FILE",
+                      help="one annotation file for each model, where test lists differ by draw")
+    one.add_argument("--images", type=Path, metavar="DIR", help="where file names in the annotations start")
+    one.add_argument("--background", type=Path, metavar="DIR", help="pictures without objects, to count false alarms")
+    kinds = one.add_mutually_exclusive_group()
+    kinds.add_argument("--base-classes", nargs="+", metavar="NAME", help="the other classes are novel")
+    kinds.add_argument("--novel-classes", nargs="+", metavar="NAME",
+                       help="the other classes are base; default: what the checkpoint says of its start weights")
+    one.add_argument("--device", choices=("cpu", "cuda"),
+                     help="default: cpu for checkpoints, the fastest for bundles")
+    one.add_argument("--out", type=Path, metavar="DIR", help="write scores.json, curves.png and misses.png here")
     one.add_argument("--json", action="store_true", help="print the scores as JSON")
     one.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    from glmd_train.data.coco import load_coco
-    from glmd_train.evaluate import evaluate
+    from glmd_train.score_report import print_runs, to_dict
 
-    predict, class_names = open_model(options)
-    sets = {str(path): load_coco(path, class_names) for path in options.data}
-    scores = {name: evaluate(predict, records, class_names, interval=True) for name, records in sets.items()}
+    _check(options)
+    results = evaluate_models(options)
+    values = {data: to_dict(runs) for data, runs in results.items()}
+    if options.out:
+        write_out(options.out, values, [run for runs in results.values() for run in runs])
     if options.json:
-        print(json.dumps({name: score.to_dict() for name, score in scores.items()}, indent=1))
-    else:
-        print_scores(scores)
+        print(json.dumps(values, indent=1))
+        return
+    for data, runs in results.items():
+        print_runs(data, runs)
 
 
-def open_model(options: argparse.Namespace) -> tuple[Predict, tuple[str, ...]]:
-    """The model behind --checkpoint or --engine as a function, and its class names."""
-    from glmd_train.evaluate import EVAL_SCORE, torch_predict
+def _check(options: argparse.Namespace) -> None:
+    """What can be wrong before any model runs, which may take long."""
+    models = options.checkpoint or options.engine
+    if options.engine and (options.config or options.classes):
+        raise UsageError("A bundle names its own classes. Leave out --config and --classes.")
+    for path in options.checkpoint or ():
+        if path.suffix == ".glmd":
+            raise UsageError(f"{path} is a bundle: use --engine for it.")
+    if options.data_per_model and len(options.data_per_model) != len(models):
+        raise UsageError(
+            f"--data-per-model expects a file for each of the {len(models)} models; got {len(options.data_per_model)}."
+        )
+    if options.out:
+        from glmd_train.score_plots import new_figure
+
+        new_figure()  # an error now if there is no matplotlib
+        if options.out.exists() and not options.out.is_dir():
+            raise UsageError(f"--out expects a folder; {options.out} is a file.")
+
+
+def evaluate_models(options: argparse.Namespace) -> dict[str, list[Run]]:
+    """The runs of every model, by set as it was named; with --data-per-model they are one set."""
+    from glmd_train.runs import background_pictures, detect_background, run_model, short_names
+
+    paths = options.checkpoint or options.engine
+    pictures = background_pictures(options.background) if options.background else []
+    results: dict[str, list[Run]] = {}
+    sets: dict[Path, list[Record]] = {}
+    names: tuple[str, ...] = ()
+    for i, (path, name) in enumerate(zip(paths, short_names(paths), strict=True)):
+        with open_model(path, name, options) as model:
+            if not sets:  # all of them now: a wrong file is an error before the long work
+                names, sets = model.class_names, _load(options, model.class_names)
+            if model.class_names != names:
+                raise UsageError(
+                    f"Runs of one training have the same classes; {paths[0]} has {list(names)}, {path} has "
+                    f"{list(model.class_names)}. Evaluate other models one by one."
+                )
+            base = base_classes(options, model)
+            mine = [options.data_per_model[i]] if options.data_per_model else list(sets)
+            with _counted(model, sum(len(sets[data]) for data in mine) + len(pictures)) as counted:
+                background = detect_background(counted, pictures)
+                for data in mine:
+                    key = "data per model" if options.data_per_model else str(data)
+                    results.setdefault(key, []).extend(run_model(counted, str(data), sets[data], background, base))
+    return results
+
+
+def _load(options: argparse.Namespace, class_names: tuple[str, ...]) -> dict[Path, list[Record]]:
+    from glmd_train.data.coco import load_coco_files
+    from glmd_train.evaluate import in_order
+
+    files = options.data_per_model or options.data
+    return {path: in_order(load_coco_files([path], class_names, options.images)) for path in files}
+
+
+@contextmanager
+def open_model(path: Path, name: str, options: argparse.Namespace) -> Iterator[Model]:
+    """A checkpoint on its device, or a bundle, for as long as the context lasts."""
+    from glmd_train.runs import Model
 
     if options.engine:
-        if options.config or options.classes:
-            raise UsageError("A bundle names its own classes. Leave out --config and --classes.")
         from glmd_runtime import Detector
+        from glmd_runtime.bundle import open_bundle
+        from glmd_train.evaluate import EVAL_SCORE
 
-        detector = Detector(options.engine, score_threshold=EVAL_SCORE)
-        return detector.run, detector.class_names
+        manifest = open_bundle(path.parent if path.is_file() else path).manifest
+        with Detector(path, score_threshold=EVAL_SCORE, device=options.device) as detector:
+            yield Model(name, detector.class_names, manifest.postprocess.score_thresholds,
+                        manifest.provenance.get("training", {}), {"": detector.run})
+    else:
+        checkpoint = _open_checkpoint(path, options)
+        yield Model(name, checkpoint.class_names, checkpoint.postprocess.score_thresholds, checkpoint.provenance,
+                    torch_predictions(checkpoint))
+
+
+def _open_checkpoint(path: Path, options: argparse.Namespace) -> Checkpoint:
+    import torch
+
     from glmd_train.checkpoint import load_checkpoint
 
-    if options.checkpoint.suffix == ".glmd":
-        raise UsageError(f"{options.checkpoint} is a bundle: use --engine for it.")
-    checkpoint = load_checkpoint(options.checkpoint, config=options.config, classes=options.classes)
-    return torch_predict(checkpoint), checkpoint.class_names
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError("--device cuda: PyTorch finds no CUDA device here. Use --device cpu.")
+    checkpoint = load_checkpoint(path, config=options.config, classes=options.classes)
+    checkpoint.model.to(options.device or "cpu")
+    return checkpoint
 
 
-def print_scores(scores: dict[str, Score]) -> None:
-    """One table a data set."""
+def torch_predictions(checkpoint: Checkpoint) -> dict[str, Predict]:
+    from glmd_train.evaluate import torch_predict
+
+    return {"": torch_predict(checkpoint)}
+
+
+def base_classes(options: argparse.Namespace, model: Model) -> set[str] | None:
+    """As the command line says, or the checkpoint: what its start weights knew. None where neither does."""
+    told = options.base_classes or options.novel_classes or ()
+    if unknown := [name for name in told if name not in model.class_names]:
+        raise UsageError(f"The model has no class {', '.join(unknown)}; it has {', '.join(model.class_names)}.")
+    if options.base_classes:
+        return set(told)
+    if options.novel_classes:
+        return set(model.class_names) - set(told)
+    base = model.provenance.get("base_classes")
+    return None if base is None else set(base)
+
+
+@contextmanager
+def _counted(model: Model, pictures: int) -> Iterator[Model]:
+    """The model with a progress bar on stderr, where somebody can see it."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    for name, score in scores.items():
-        table = Table("class", "objects", "AP", "AP50", "AP75", "recall at 0.3", title=name)
-        for class_name, row in score.classes.items():
-            table.add_row(class_name, str(row.objects), *_percent(vars(row)))
-        table.add_row("mean", "", *_percent(score.to_dict()["mean"]))
-        Console().print(table)
-        if score.interval:
-            low, high = (100 * bound for bound in (score.interval.low, score.interval.high))
-            print(f"mean AP lies in {low:.1f} to {high:.1f} (95% interval over the pictures)")
-        if score.left_out:
-            print(f"left out, as the model has no such class: {', '.join(score.left_out)}")
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(model.name, total=pictures * len(model.predict))
+        yield replace(model, predict={k: _after(p, lambda: bar.advance(task)) for k, p in model.predict.items()})
 
 
-def _percent(values: dict[str, Any]) -> list[str]:
-    return [f"{100 * values[field]:.1f}" for field in ("ap", "ap50", "ap75", "recall")]
+def _after(predict: Predict, step: Callable[[], None]) -> Predict:
+    def stepping(frame: Any) -> Any:
+        found = predict(frame)
+        step()
+        return found
+
+    return stepping
+
+
+def write_out(folder: Path, values: dict[str, Any], runs: Sequence[Run]) -> None:
+    """scores.json, and of each run curves.png and misses.png, in folders of their own where there are several."""
+    from glmd_train.runs import short_names
+
+    several = len(runs) > 1
+    models, sets = list(dict.fromkeys(run.model for run in runs)), list(dict.fromkeys(run.data for run in runs))
+    labels = dict(zip(sets, short_names(map(Path, sets)), strict=True))
+    for one in runs:
+        parts = [one.model if len(models) > 1 else "", labels[one.data] if len(sets) > 1 else ""]
+        parts += [f"pcb_{one.pcb}" if one.pcb else ""]
+        place = "_".join(part.replace("/", "_") for part in parts if part)
+        _write_pictures(folder / place if several else folder, one)
+    _write(folder / "scores.json", json.dumps(values, indent=1).encode())
+
+
+def _write_pictures(folder: Path, one: Run) -> None:
+    import cv2
+
+    from glmd_train.intervals import match_classes
+    from glmd_train.misses import draw_sheet, find_misses
+    from glmd_train.score_plots import plot_curves
+
+    names = one.found[0].class_names
+    title = f"{one.model} on {one.data}" + (f", PCB {one.pcb}" if one.pcb else "")
+    matches = {names[i]: match for i, match in match_classes(one.records, one.found).items()}
+    _write(folder / "curves.png", plot_curves(matches, dict(zip(names, one.thresholds, strict=True)), title))
+    sheet = draw_sheet(find_misses(one.records, one.found, names), title)
+    _write(folder / "misses.png", cv2.imencode(".png", sheet)[1].tobytes())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -13,10 +13,15 @@ import pytest
 from glmd_runtime.detections import Detections
 from glmd_train import intervals
 from glmd_train.data.coco import Record, load_coco
-from glmd_train.evaluate import evaluate, score
-from glmd_train.intervals import ap_difference, ap_interval
+from glmd_train.evaluate import evaluate, false_alarms, in_order, is_empty, match_greedily, score
+from glmd_train.intervals import ap_difference, ap_interval, ap_intervals, run_interval
 
 NAMES = ("person", "car")
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 200)
 
 
 def record(boxes: list[list[float]], labels: list[int], ignore: list[list[float]] | None = None) -> Record:
@@ -94,14 +99,55 @@ def random_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
 def test_the_interval_s_ap_is_that_of_coco_of_each_draw_too(seed: int) -> None:
     """The slow oracle is faster-coco-eval on the pictures that were drawn, repeated as often as they were."""
     records, detections = pictures(seed)
-    matches = intervals._match_classes(records, detections)
-    draws = [np.ones(len(records), np.int64), *intervals._draws(len(records), seed)[:3]]
-    for weights in draws:
+    matches = intervals.match_classes(records, detections)
+    for weights in intervals._draws(len(records), seed)[:4]:
         drawn = np.repeat(np.arange(len(records)), weights)
         slow = score([records[i] for i in drawn], [detections[i] for i in drawn], NAMES).mean("ap")
-        assert intervals._mean(matches, weights) == pytest.approx(slow, abs=2e-3)
-    slow = score(records, detections, NAMES).mean("ap")
-    assert ap_interval(records, detections).value == pytest.approx(slow, abs=1e-9)
+        fast = np.nanmean([one.average_precisions(weights).mean() for one in matches.values()])
+        assert fast == pytest.approx(slow, abs=2e-3)
+    slow = score(records, detections, NAMES)
+    groups = ap_intervals(records, detections, {"all": (0, 1), "person": (0,), "car": (1,), "none": (7,)})
+    assert set(groups) == {"all", "person", "car"}
+    for field in ("ap", "ap50", "ap75"):
+        assert groups["all"][field].value == pytest.approx(slow.mean(field), abs=1e-9)
+        for name in NAMES:
+            assert groups[name][field].value == pytest.approx(slow.mean(field, [name]), abs=1e-9)
+    assert groups["all"]["ap"] == ap_interval(records, detections)
+
+
+def test_the_interval_is_the_quantiles_of_draws_made_one_by_one() -> None:
+    records, detections = pictures(1, 6)
+    values = []
+    for draw in np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), intervals.RESAMPLES)[:60]:
+        drawn = np.repeat(np.arange(6), draw)
+        values.append(score([records[i] for i in drawn], [detections[i] for i in drawn], NAMES).mean("ap50"))
+    with_few = intervals._mean(intervals._precisions(
+        list(intervals.match_classes(records, detections).values()), intervals._draws(6, 0)[:61]
+    )[..., 1])
+    fast = intervals._interval(with_few)
+    assert fast[1:] == pytest.approx(np.quantile(values, (0.025, 0.975)), abs=2e-3)
+
+
+def test_draws_without_an_object_say_nothing() -> None:
+    """Found in the only picture that has one: AP is 1 in every draw that holds it, and not 0 in the others."""
+    records = [record([A], [0]), *[record([], [])] * 9]
+    assert ap_interval(records, [found([A], [0.9], [0]), *[found([], [], [])] * 9]) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 10, 31])
+def test_the_interval_over_runs_is_student_s(number: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(number).normal(0.4, 0.05, number)
+    low, high = stats.t.interval(0.95, number - 1, loc=values.mean(), scale=stats.sem(values))
+    assert run_interval(values.tolist()) == pytest.approx((values.mean(), low, high), abs=1e-4)
+
+
+def test_the_interval_over_runs_by_hand_and_beyond_the_table() -> None:
+    # Mean 0.5, standard deviation 0.1, n = 3: 4.303 * 0.1 / sqrt(3)
+    assert run_interval([0.4, 0.5, 0.6]) == pytest.approx((0.5, 0.5 - 0.24843, 0.5 + 0.24843), abs=1e-5)
+    assert run_interval([0.3, 0.3]) == (0.3, 0.3, 0.3)
+    many = [0.4, 0.6] * 100
+    assert run_interval(many).high - 0.5 == pytest.approx(2.042 * np.std(many, ddof=1) / 200**0.5)
 
 
 def test_an_interval_holds_its_value_repeats_and_narrows_with_more_pictures() -> None:
@@ -178,3 +224,75 @@ def test_objects_of_unknown_classes_are_named_by_their_picture(tmp_path: Path) -
     (one,) = load_coco(tmp_path / "labels.json", NAMES)
     assert one.left_out == ("boat",) and one.labels.tolist() == [0] and len(one.ignore) == 1
     assert score([one], [found([A], [0.9], [0])], NAMES).left_out == ("boat",)
+
+
+def test_classes_without_an_object_are_named() -> None:
+    result = score([record([A], [0])], [found([A, B], [0.9, 0.9], [0, 1])], NAMES)
+    assert result.unscored == ("car",) and result.to_dict()["unscored"] == ["car"]
+    assert result.mean("ap") == result.mean("ap", ["person", "car"]) == pytest.approx(1.0)
+    assert result.mean("ap", ["car"]) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_false_alarms_equal_a_plain_count(seed: int) -> None:
+    _, detections = pictures(seed)
+    thresholds, own, fixed = (0.25, 0.6), 0, 0
+    for one in detections:
+        for row in one.to_dict():
+            own += row["score"] > thresholds[row["class_id"]]
+            fixed += row["score"] > 0.3
+    alarms = false_alarms(detections, thresholds)
+    assert (alarms.frames, alarms.own, alarms.fixed) == (len(detections), own, fixed)
+    assert alarms.to_dict()["own_per_1000"] == pytest.approx(1000 * own / len(detections), abs=0.005)
+
+
+def test_without_an_empty_frame_the_rate_is_unknown() -> None:
+    assert false_alarms([], (0.3,)).to_dict() == {
+        "frames": 0, "own": 0, "fixed": 0, "own_per_1000": None, "fixed_per_1000": None
+    }
+    silent = false_alarms([found([], [], [])] * 3, (0.3, 0.3)).to_dict()
+    assert silent["own_per_1000"] == silent["fixed_per_1000"] == 0.0 and silent["frames"] == 3
+
+
+def test_a_threshold_is_exceeded_as_on_the_device() -> None:
+    at = np.float32(0.3)
+    assert false_alarms([found([A], [at], [0])], (0.3, 0.3)).own == 0
+    assert false_alarms([found([A], [np.nextafter(at, np.float32(1))], [0])], (0.3, 0.3)).own == 1
+
+
+def test_pictures_with_anything_in_them_are_not_empty() -> None:
+    assert is_empty(record([], []))
+    others = record([A], [0]), record([], [], [B]), replace(record([], []), left_out=("boat",))
+    assert not any(map(is_empty, others))
+
+
+def test_each_detection_takes_the_free_object_that_it_overlaps_most() -> None:
+    boxes = np.asarray([[0, 0, 10, 10], [0, 0, 10, 14]], np.float32)
+    assert match_greedily(boxes[[1, 1, 1]], boxes).tolist() == [1, 0, -1]
+    assert match_greedily(boxes[:0], boxes).tolist() == [] and match_greedily(boxes, boxes[:0]).tolist() == [-1, -1]
+
+
+def test_the_order_of_the_records_changes_nothing() -> None:
+    """Scores are equal here and there, and draws are weights by place: both would show the order."""
+    records, detections = pictures(5, 20)
+    records = [replace(one, path=Path(f"{i:02}.png")) for i, one in enumerate(records)]
+    by_path = {one.path: answer for one, answer in zip(records, detections, strict=True)}
+    shuffled = in_order(records[i] for i in np.random.default_rng(0).permutation(20))
+    again = [by_path[one.path] for one in shuffled]
+    assert score(shuffled, again, NAMES) == score(records, detections, NAMES)
+    assert ap_interval(shuffled, again) == ap_interval(records, detections)
+
+
+def test_ignore_regions_change_no_score_of_what_lies_elsewhere() -> None:
+    """Detections and regions in a corner of their own: with the region, the alarms in it are as if they were not."""
+    for seed in range(3):
+        records, detections = pictures(seed)
+        corner = [[101.0, 101.0, 120.0, 120.0]]
+        ignoring = [replace(one, ignore=np.concatenate([one.ignore, np.float32(corner)])) for one in records]
+        alarms = [
+            Detections(np.concatenate([one.xyxy, np.float32(corner * 2)]), np.r_[one.scores, 0.99, 0.98],
+                       np.r_[one.class_ids, 0, 1], NAMES)
+            for one in detections
+        ]
+        assert score(ignoring, alarms, NAMES).classes == score(records, detections, NAMES).classes
+        assert ap_interval(ignoring, alarms) == ap_interval(records, detections)
