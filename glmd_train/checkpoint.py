@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_train.classifier import Pcb
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.state_dict import describe, read_state_dict
@@ -26,19 +26,25 @@ from glmd_train.state_dict import describe, read_state_dict
 FORMAT = "glmd-checkpoint-1"
 # What a user gets without asking: few false alarms. Evaluation uses its own, lower threshold.
 DEFAULT_SCORE = 0.3
+_PCB = "pcb."  # in front of the names of PCB's tensors
 # The rows of the predictor: (parameter, rows a class)
 _PREDICTOR = {"cls_score": 1, "bbox_pred": 4}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model and its contract. `provenance` is free text for the card: data, command, commit, scores."""
+    """A trained model and its contract.
+
+    provenance  free text for the card: data, command, commit, scores
+    pcb         prototypical calibration, where `glmd-train prototypes` added it
+    """
 
     model: GLMDNet
     config: ModelConfig
     preprocess: PreprocessSpec
     postprocess: PostprocessSpec
     provenance: dict[str, Any] = field(default_factory=dict)
+    pcb: Pcb | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -55,6 +61,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
         "provenance": checkpoint.provenance,
     }
     weights = {k: v.detach().cpu().to(dtype).contiguous() for k, v in checkpoint.model.state_dict().items()}
+    if checkpoint.pcb:  # as it is: prototypes belong to these very weights
+        contract["pcb"], tensors = checkpoint.pcb.to_tensors()
+        weights |= {_PCB + k: v.contiguous() for k, v in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(weights, partial, metadata={"glmd": json.dumps(contract)})
@@ -95,16 +104,25 @@ def _load_pth(path: Path, config: Path | None, classes: Path | None) -> Checkpoi
 
 
 def _load_safetensors(path: Path) -> Checkpoint:
-    contract, weights = _read(path)
+    contract, tensors = _read(path)
+    weights = {k: v for k, v in tensors.items() if not k.startswith(_PCB)}
     try:
         config = ModelConfig.model_validate(contract["model"])
         preprocess = PreprocessSpec.from_dict(contract["preprocess"])
         postprocess = PostprocessSpec.from_dict(contract["postprocess"])
-    except (KeyError, TypeError, ValidationError) as error:
+        pcb = _load_pcb(contract, tensors, path)
+    except (KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise CheckpointError(f"{path} has a contract this version cannot read: {error}") from error
     model = build_model(config)
     _load_weights(model, weights, path)
-    return Checkpoint(model.eval(), config, preprocess, postprocess, contract.get("provenance", {}))
+    return Checkpoint(model.eval(), config, preprocess, postprocess, contract.get("provenance", {}), pcb)
+
+
+def _load_pcb(contract: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Pcb | None:
+    if "pcb" not in contract:
+        return None
+    own = {k.removeprefix(_PCB): v for k, v in tensors.items() if k.startswith(_PCB)}
+    return Pcb.from_tensors(contract["pcb"], own, str(path))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
