@@ -140,6 +140,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return contract, weights
 
 
+def stored_dtype(path: Path) -> torch.dtype:
+    """In which a .safetensors checkpoint holds the network's weights: to write them again without loss."""
+    with safe_open(path, "pt") as file:
+        return next(file.get_tensor(key).dtype for key in file.keys() if not key.startswith(_PCB))  # noqa: SIM118
+
+
 def _load_weights(model: GLMDNet, weights: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))

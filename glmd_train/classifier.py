@@ -97,7 +97,7 @@ def load_classifier(name: str = LITE0, weights: Path | None = None) -> Classifie
             raise UsageError(f"{LITE0} brings its own weights: leave out --pcb-weights, or name another --pcb-model.")
         return _lite0()
     if weights is None:
-        raise UsageError(f"{name} needs its weights, and nothing is downloaded: --pcb-weights FILE (.pth, .safetensors)")
+        raise UsageError(f"{name} needs a file of weights, as nothing is downloaded. Add --pcb-weights FILE.")
     if not weights.is_file():
         raise UsageError(f"--pcb-weights expects a .pth or .safetensors file; {weights} does not exist.")
     return classifier_of(name, _read(weights), _sha256(weights), str(weights))
@@ -106,7 +106,7 @@ def load_classifier(name: str = LITE0, weights: Path | None = None) -> Classifie
 def classifier_of(name: str, weights: Mapping[str, Tensor], sha256: str, source: str) -> Classifier:
     """A classifier with these weights, by the network's own names; `source` is what errors call them.
 
-    Raises: as `load_classifier`. For lite0, which takes the package's weights, CheckpointError if `sha256` is not theirs.
+    Raises: as `load_classifier`; CheckpointError if `sha256` is not that of the package's weights, which lite0 takes.
     """
     if name == LITE0:
         classifier = _lite0()

@@ -2,43 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glmd_runtime.calibration import CalibrationSpec
+from glmd_runtime.calibration import Calibration, CalibrationSpec, calibrate
 from glmd_runtime.detections import Detections
+from glmd_runtime.errors import DatasetError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, check_frame, preprocess
 from glmd_train.checkpoint import Checkpoint
-from glmd_train.classifier import Classifier, rgb_of_images, rgb_of_picture
+from glmd_train.classifier import Classifier, Pcb, rgb_of_images, rgb_of_picture
 from glmd_train.data.coco import Record
 
 Floats = NDArray[np.float32]
 
 
-def build_prototypes(
-    classifier: Classifier, records: Iterable[Record], classes: int, spec: PreprocessSpec
-) -> Floats:
+def add_pcb(checkpoint: Checkpoint, classifier: Classifier, support: Sequence[Record]) -> Checkpoint:
+    """The checkpoint with prototypes of its support pictures, and the thresholds that go with calibrated scores.
+
+    Raises: DatasetError for an unreadable picture, or when no picture has an object of the checkpoint's classes.
+    """
+    prototypes = build_prototypes(classifier, support, len(checkpoint.class_names), checkpoint.preprocess)
+    with_own = replace(checkpoint, pcb=Pcb(classifier, Calibration(CalibrationSpec(), prototypes)))
+    spec = CalibrationSpec(score_thresholds=matched_thresholds(with_own, support))
+    return replace(checkpoint, pcb=Pcb(classifier, Calibration(spec, prototypes)))
+
+
+def build_prototypes(classifier: Classifier, records: Iterable[Record], classes: int, spec: PreprocessSpec) -> Floats:
     """The mean logits of each class's support boxes.
 
     Args: records, with labels below `classes` = K; spec, the detector's.
     Returns: (K, D) float32, a row of zeros for a class without a box.
-    Raises: DatasetError for an unreadable picture.
+    Raises: DatasetError for an unreadable picture, or when there is no box at all.
     """
-    labels, logits = [np.zeros(0, np.int64)], [np.zeros((0, 1), np.float32)]
-    for record in records:
-        if len(record.boxes):
-            labels.append(record.labels)
-            logits.append(box_logits(classifier, spec, record.read(), record.boxes))
-    width = max(rows.shape[1] for rows in logits)
-    sums, counts = np.zeros((classes, width)), np.bincount(np.concatenate(labels), minlength=classes)
-    for ids, rows in zip(labels[1:], logits[1:], strict=True):
-        np.add.at(sums, ids, rows)
-    return np.asarray(sums / np.maximum(counts, 1)[:, None], np.float32)
+    with_boxes = [record for record in records if len(record.boxes)]
+    if not with_boxes:
+        raise DatasetError("The support pictures hold no object of the model's classes. Name other --support files.")
+    labels = np.concatenate([record.labels for record in with_boxes])  # (N,)
+    logits = np.concatenate([box_logits(classifier, spec, one.read(), one.boxes) for one in with_boxes])  # (N, D)
+    of_class = np.arange(classes)[:, None] == labels  # (K, N)
+    means = of_class @ logits.astype(np.float64) / np.maximum(of_class.sum(axis=1), 1)[:, None]
+    return np.asarray(means, np.float32)
+
+
+def matched_thresholds(checkpoint: Checkpoint, support: Sequence[Record]) -> tuple[float, ...]:
+    """One threshold a class for calibrated scores: as many detections pass it in the support pictures as pass the
+    model's own without calibration.
+
+    Calibration lifts low scores, as cosines between logits are seldom small: with the thresholds of uncalibrated scores
+    false alarms would multiply. A class without a prototype or without detections keeps its own.
+    """
+    assert checkpoint.pcb
+    own, calibration = checkpoint.postprocess.score_thresholds, checkpoint.pcb.calibration
+    found = [_before_and_after(checkpoint, record.read()) for record in support]
+    ids, before, after = (np.concatenate(column) for column in zip(*found, strict=True))
+    thresholds = list(own)
+    for k in np.unique(ids):
+        if calibration.prototypes[k].any():
+            ranked = np.concatenate([[1.0], -np.sort(-after[ids == k]), [0.0]])
+            passed = int((before[ids == k] > own[k]).sum())
+            thresholds[k] = round(float(np.clip(ranked[passed : passed + 2].mean(), 0, 1)), 4)
+    return tuple(thresholds)
+
+
+def _before_and_after(checkpoint: Checkpoint, frame: NDArray[Any]) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Class, score and calibrated score of each detection above `lower`."""
+    assert checkpoint.pcb
+    calibration = checkpoint.pcb.calibration
+    raw, geometry = run_model(checkpoint, frame)
+    found = postprocess(raw, geometry, calibration.candidates(checkpoint.postprocess), checkpoint.class_names)
+    logits = box_logits(checkpoint.pcb.classifier, checkpoint.preprocess, frame, found.xyxy)
+    after = calibrate(found.scores, found.class_ids, logits, calibration.prototypes, calibration.spec)
+    return found.class_ids, found.scores, after
+
+
+@torch.inference_mode()
+def run_model(checkpoint: Checkpoint, frame: NDArray[Any]) -> tuple[RawOutputs, Geometry]:
+    """The network's raw outputs of one frame."""
+    image, geometry = preprocess(frame, checkpoint.preprocess)
+    device = next(checkpoint.model.parameters()).device
+    valid_hw = torch.tensor([geometry.valid_hw], dtype=torch.float32, device=device)
+    raw = checkpoint.model(torch.from_numpy(image)[None].to(device), valid_hw)
+    return RawOutputs(*(t[0].cpu().numpy() for t in (raw.boxes, raw.scores, raw.valid))), geometry
 
 
 @torch.inference_mode()
