@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glmd_runtime.errors import UsageError
+from glmd_runtime.errors import DatasetError, UsageError
+
+if TYPE_CHECKING:
+    from glmd_train.data.lint import Finding
+
+SHOWN = 5  # places of a finding that are printed; --json has all
 
 
 def add_parser(commands: Any) -> None:
     one = commands.add_parser("prepare", help="make, draw, convert and check data sets")
     kinds = one.add_subparsers(required=True, metavar="KIND")
-    for add in (_add_gcoco, _add_fewshot, _add_coco):
+    for add in (_add_gcoco, _add_fewshot, _add_coco, _add_lint):
         add(kinds)
 
 
@@ -79,6 +85,38 @@ def _run_coco(options: argparse.Namespace) -> None:
     content = convert(options.source, options.out, options.format, options.split)
     names = ", ".join(category["name"] for category in content["categories"])
     print(f"{options.out}: {len(content['images'])} pictures, {len(content['annotations'])} boxes of {names}")
+
+
+def _add_lint(kinds: Any) -> None:
+    one = kinds.add_parser("lint", help="what is doubtful in data sets: labels, pictures, polarity, duplicates")
+    one.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="COCO files to examine")
+    one.add_argument("--support", type=Path, nargs="+", default=[], metavar="FILE",
+                     help="COCO files, few-shot splits or a training set, that share no picture with --data")
+    one.add_argument("--json", action="store_true", help="print all findings as JSON")
+    one.set_defaults(run=_run_lint)
+
+
+def _run_lint(options: argparse.Namespace) -> None:
+    from glmd_train.data.lint import lint
+
+    with _progress() as progress:
+        findings = lint(options.data, options.support, progress)
+    if options.json:
+        print(json.dumps({"findings": [finding.to_dict() for finding in findings]}, indent=1))
+    else:
+        _print_findings(findings)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        raise DatasetError(f"{errors} errors in the data; correct them before training on it.")
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    for finding in findings:
+        print(f"{finding.severity}: {finding.check}: {finding.file}: {finding.text}")
+        for place in finding.where[:SHOWN]:
+            print(f"    {place}")
+        if len(finding.where) > SHOWN:
+            print(f"    and {len(finding.where) - SHOWN} more; --json lists all")
 
 
 @contextmanager

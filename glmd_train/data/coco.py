@@ -207,7 +207,7 @@ def _record(
     if not path.is_file():
         raise DatasetError(f"{source} names {path}, which does not exist. Are the pictures in another folder?")
     for annotation in annotations:
-        _check(annotation, names, (h, w), source)
+        check_annotation(annotation, names, (h, w), source)
     crowd = [a["bbox"] for a in annotations if a.get("iscrowd")]
     objects = [a for a in annotations if not a.get("iscrowd") and a["category_id"] in labels]
     limit = np.asarray([w, h, w, h], np.float32)
@@ -219,7 +219,8 @@ def _record(
     return Record(image["id"], path, (h, w), boxes, ids, ignore, tuple(sorted(left_out)))
 
 
-def _check(annotation: dict[str, Any], names: dict[int, str], hw: tuple[int, int], source: Path) -> None:
+def check_annotation(annotation: dict[str, Any], names: dict[int, str], hw: tuple[int, int], source: Path) -> None:
+    """Raises: DatasetError for a category that `names` lacks, or a box that is not in its picture."""
     who = f"{source}: annotation {annotation.get('id')}"
     if annotation["category_id"] not in names:
         raise DatasetError(
