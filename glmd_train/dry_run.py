@@ -46,7 +46,7 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
     for dataset in config.val:
         load_records(dataset, names)
     images, valid_hw, targets = collate([pictures[0]])
-    model, _ = start_model(config)
+    model, _ = start_model(config, pictures)
     freeze_parts(model, config)
     shapes = {"images": list(images.shape)}
     with _recorded(model, shapes), _saved_for_backward() as saved:

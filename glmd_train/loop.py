@@ -18,10 +18,11 @@ from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, save_checkpoint, transfer
 from glmd_train.config import TrainConfig
-from glmd_train.data.loaders import Batch, Slots, TrainingSet, load_records, training_loader
+from glmd_train.data.loaders import Batch, Slots, TrainingSet, collate, load_records, training_loader
 from glmd_train.evaluate import evaluate, torch_predict
 from glmd_train.model.backbone import load_imagenet
 from glmd_train.model.detector import GLMDNet, build_model
+from glmd_train.model.resnet import measure_statistics
 from glmd_train.optimizer import build_optimizer, freeze_parts, set_rate
 from glmd_train.run_folder import RunFolder
 
@@ -43,7 +44,7 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     pictures = TrainingSet(config.train, names, spec, config.augment, config.seed)
     validation = {data.annotations: load_records(data, names) for data in config.val}
 
-    model, known = start_model(config)
+    model, known = start_model(config, pictures)
     freeze_parts(model.to(memory_format=torch.channels_last), config)
     optimizer = build_optimizer(model, config)
     wrapped, optimizer = fabric.setup(model, optimizer)
@@ -162,7 +163,7 @@ def not_finite(iteration: int, values: dict[str, float], images: list[str]) -> G
     )
 
 
-def start_model(config: TrainConfig) -> tuple[GLMDNet, tuple[str, ...]]:
+def start_model(config: TrainConfig, pictures: TrainingSet) -> tuple[GLMDNet, tuple[str, ...]]:
     """A model with the start weights that the configuration asks for, and the classes that these know."""
     model = build_model(config.model)
     if isinstance(config.weights, Path):
@@ -174,6 +175,9 @@ def start_model(config: TrainConfig) -> tuple[GLMDNet, tuple[str, ...]]:
                 "detectron2's R-50.pkl or R-101.pkl, or 'random'."
             )
         load_imagenet(model.backbone, model.roi_heads.res5, config.preprocess.std)
+    elif config.model.resnet is not None:
+        images, *_ = collate([pictures[i] for i in range(config.batch_size)])
+        measure_statistics(model.backbone, model.roi_heads.res5, images)
     return model, ()
 
 

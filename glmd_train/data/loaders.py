@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from glmd_runtime.errors import DatasetError
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.config import AugmentConfig, DatasetConfig
 from glmd_train.data.coco import Record, load_coco_files
+from glmd_train.data.gcoco import to_grey
 from glmd_train.data.transforms import Sample, augment
 from glmd_train.model.matching import Target
 
@@ -46,9 +46,7 @@ class TrainingSet(Dataset[Sample]):
         rng = np.random.default_rng([self.seed, number, 1])
         index = self.pick(number)
         frame = self.records[index].read()
-        if self.grey[index] and frame.ndim == 3:
-            frame = np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), np.uint8)
-        return augment(frame, self.records[index], self.spec, self.config, rng)
+        return augment(to_grey(frame) if self.grey[index] else frame, self.records[index], self.spec, self.config, rng)
 
     def pick(self, number: int) -> int:
         """Which record the run's picture `number` is."""

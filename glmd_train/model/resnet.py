@@ -6,6 +6,7 @@ convolution only where the channels change, BGR intensities in.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -79,3 +80,22 @@ class Res5(nn.Module):
 
     def forward(self, rois: Tensor) -> Tensor:
         return self.blocks(rois)
+
+
+@torch.no_grad()
+def measure_statistics(trunk: ResNetTrunk, res5: Res5, images: Tensor) -> None:
+    """Give the frozen norms of random weights the statistics of `images` (B, C, H, W), one layer after the other.
+
+    Without them the signal doubles in every block. res5 is given whole feature maps in place of ROIs.
+    """
+
+    def measure(layer: ConvNorm, inputs: tuple[Tensor]) -> None:
+        out = layer.conv(inputs[0])
+        layer.norm.running_mean.copy_(out.mean(dim=(0, 2, 3)))
+        layer.norm.running_var.copy_(out.var(dim=(0, 2, 3)))
+
+    layers = [layer for part in (trunk, res5) for layer in part.modules() if isinstance(layer, ConvNorm)]
+    hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+    res5(trunk(images))
+    for hook in hooks:
+        hook.remove()
