@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from glmd_runtime.errors import DatasetError, GlmdError
 from glmd_runtime.preprocess import PreprocessSpec, preprocess
 from glmd_train.config import AugmentConfig
-from glmd_train.data.coco import Record, load_coco
+from glmd_train.data.coco import Record, expand, load_coco, load_coco_files
 from glmd_train.data.loaders import collate
 from glmd_train.data.transforms import augment
 
@@ -84,6 +84,80 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         load_coco(tmp_path / "bad.json", ("person",))
     with pytest.raises(DatasetError, match=r"none of the classes \['dog'\].*car.*person"):
         load_coco(write(tmp_path, content()), ("dog",))
+
+
+def test_records_come_by_ascending_image_id(tmp_path: Path) -> None:
+    values = content()
+    values["images"] = [{**values["images"][0], "id": i} for i in (9, 1, 4)]
+    assert [record.image_id for record in load_coco(write(tmp_path, values), ("person",))] == [1, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("labels", "pictures", "info"),
+    [
+        ("labels.json", "a.png", None),
+        ("instances.json", "images/a.png", None),
+        ("annotations/all.json", "images/a.png", None),
+        ("annotations/instances_train2017.json", "train2017/a.png", None),
+        ("seed0/labels.json", "far/away/a.png", {"image_folder": "../far/away"}),
+    ],
+)
+def test_pictures_are_found_where_known_layouts_have_them(
+    tmp_path: Path, labels: str, pictures: str, info: Any
+) -> None:
+    for place in (labels, pictures):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    write(tmp_path, {}).unlink()
+    (tmp_path / "a.png").rename(tmp_path / pictures)
+    (tmp_path / labels).write_text(json.dumps(content() | {"info": info}))
+    (record,) = load_coco(tmp_path / labels, ("person",))
+    assert record.path.samefile(tmp_path / pictures)
+    with pytest.raises(DatasetError, match="nowhere"):
+        load_coco(tmp_path / labels, ("person",), tmp_path / "nowhere")  # what is said outright is not guessed at
+
+
+def test_a_picture_in_several_files_is_one_record(tmp_path: Path) -> None:
+    first, second = content(), content(bbox=[40, 5, 8, 8], category_id=5)
+    first["annotations"].append({"id": 8, "image_id": 1, "category_id": 5, "bbox": [40, 5, 8, 8], "iscrowd": 1})
+    second["annotations"] += [{**content()["annotations"][0], "iscrowd": 1}, *content(bbox=[1, 1, 3, 3])["annotations"],
+                              {"id": 9, "image_id": 1, "category_id": 3, "bbox": [60, 5, 8, 8], "iscrowd": 1}]
+    for name, values in (("b", first), ("a", second), ("c", second)):
+        write(tmp_path, values).rename(tmp_path / f"{name}.json")
+    paths = [tmp_path / f"{name}.json" for name in "bac"]
+    (record,) = load_coco_files(paths, ("person", "car"))
+    # In the order of the files; a region that one ignores and another has as an object is an object, and only once.
+    np.testing.assert_array_equal(record.boxes, [[10, 5, 30, 35], [40, 5, 48, 13], [1, 1, 4, 4]])
+    assert record.labels.tolist() == [0, 1, 0]
+    np.testing.assert_array_equal(record.ignore, [[60, 5, 68, 13]])
+
+
+def test_files_that_disagree_on_a_picture_s_size_are_refused(tmp_path: Path) -> None:
+    second = content()
+    second["images"][0]["width"] = 90
+    write(tmp_path, second).rename(tmp_path / "second.json")
+    with pytest.raises(DatasetError, match=r"a\.png the sizes \[\(64, 80\), \(64, 90\)\]"):
+        load_coco_files([write(tmp_path, content()), tmp_path / "second.json"], ("person",))
+
+
+def test_equal_ids_of_different_pictures_stay_apart(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, content())
+    assert len(load_coco_files([tmp_path / "*" / "labels.json"], ("person",))) == 2
+
+
+def test_wildcards_follow_the_order_of_the_classes(tmp_path: Path) -> None:
+    names = ("dog", "car", "police car")
+    files = [f"full_box_1shot_{name}_trainval.json" for name in (*names, "cat", "bus")]
+    for file in files:
+        (tmp_path / file).touch()
+    found = [path.name for path in expand(tmp_path / "full_box_1shot_*.json", names)]
+    assert found == [*files[:3], files[4], files[3]]
+    assert expand(tmp_path / "none.json") == [tmp_path / "none.json"]
+    (tmp_path / "odd[1].json").touch()
+    assert expand(tmp_path / "odd[1].json") == [tmp_path / "odd[1].json"]
+    with pytest.raises(DatasetError, match=r"No file matches .*2shot"):
+        expand(tmp_path / "full_box_2shot_*.json", names)
 
 
 def test_pictures_are_checked_when_they_are_read(tmp_path: Path) -> None:
