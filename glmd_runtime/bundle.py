@@ -6,6 +6,12 @@
     reference.npz     a few frames with PyTorch's answers
     verify.json       how far each engine was from these answers
 
+A bundle with prototypical calibration also has
+
+    pcb.onnx                 its classifier: images (B, C, H, W), boxes (B, N, 4) -> logits (B, N, D)
+    prototypes.safetensors   the prototypes (K, D)
+    pcb_reference.npz        PyTorch's boxes and logits for the reference's frames
+
 Nothing writes into a bundle afterwards: whoever changes something writes a new one.
 """
 
@@ -26,12 +32,15 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
 from glmd_runtime.preprocess import PreprocessSpec
 
 SCHEMA_VERSION = 1
 MANIFEST, SEAL, REFERENCE, VERIFY = "manifest.json", "manifest.sha256", "reference.npz", "verify.json"
+PCB_MODEL, PROTOTYPES, PCB_REFERENCE = "pcb.onnx", "prototypes.safetensors", "pcb_reference.npz"
+_OPTIONAL = {"calibration"}  # keys that a manifest may lack
 _EXPORT_AGAIN = "Export or copy the bundle again."
 
 Shape = tuple[int, ...]
@@ -68,9 +77,10 @@ class GraphSpec:
 class Manifest:
     """What a bundle says of itself; the exporter fills everything but `sha256`, which `write_bundle` does.
 
-    engines     file name -> precision ("fp32", "fp16", ...) of each file a backend can load
-    provenance  free values: checkpoint, data, commit, versions
-    sha256      file name -> hash of each file but manifest.json and manifest.sha256
+    engines      file name -> precision ("fp32", "fp16", ...) of each file a backend can load
+    provenance   free values: checkpoint, data, commit, versions
+    sha256       file name -> hash of each file but manifest.json and manifest.sha256
+    calibration  of a bundle with PCB; manifest.json has the key only then
     """
 
     name: str
@@ -81,12 +91,14 @@ class Manifest:
     engines: Mapping[str, str]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
+    calibration: CalibrationSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
         specs = {key: getattr(self, key).to_dict() for key in ("preprocess", "postprocess", "graph")}
         plain = {key: dict(getattr(self, key)) for key in ("engines", "provenance", "sha256")}
         head = {"schema_version": SCHEMA_VERSION, "name": self.name, "class_names": list(self.class_names)}
-        return {**head, **specs, **plain}
+        calibration = {"calibration": self.calibration.to_dict()} if self.calibration else {}
+        return {**head, **specs, **plain, **calibration}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
@@ -99,11 +111,12 @@ class Manifest:
                 f"{MANIFEST} must have schema_version {SCHEMA_VERSION}; got {version!r}. "
                 "Export the checkpoint with this version of glmdnet-sdk, or install the version that wrote the bundle."
             )
-        expected, came = {"schema_version", *(f.name for f in fields(cls))}, set(values)
-        if expected != came:
+        expected = {"schema_version", *(f.name for f in fields(cls))}
+        missing, unknown = expected - _OPTIONAL - set(values), set(values) - expected
+        if missing or unknown:
             raise BundleError(
-                f"{MANIFEST} must have the keys {sorted(expected)}; missing {sorted(expected - came)}, "
-                f"unknown {sorted(came - expected)}. {_EXPORT_AGAIN}"
+                f"{MANIFEST} must have the keys {sorted(expected - _OPTIONAL)}; missing {sorted(missing)}, "
+                f"unknown {sorted(unknown)}. {_EXPORT_AGAIN}"
             )
         try:
             return cls(
@@ -113,6 +126,7 @@ class Manifest:
                 postprocess=PostprocessSpec.from_dict(values["postprocess"]),
                 graph=GraphSpec.from_dict(values["graph"]),
                 **{key: dict(values[key]) for key in ("engines", "provenance", "sha256")},
+                calibration=CalibrationSpec.from_dict(values["calibration"]) if "calibration" in values else None,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error
@@ -212,7 +226,7 @@ def write_bundle(
     path = Path(path)
     with _lock(path):
         check_target(path, overwrite=overwrite)
-    if lacking := sorted(set(manifest.engines) - set(files)):
+    if lacking := sorted(_needed(manifest) - set(files)):
         raise BundleError(f"Every engine of the manifest must be among the files; {lacking} are not.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
@@ -269,7 +283,7 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     """Compare the directory with the manifest: the same names, the same hashes."""
     listed = set(manifest.sha256)
     odd = [name for name in listed if Path(name).name != name]
-    if odd or not set(manifest.engines) <= listed:
+    if odd or not _needed(manifest) <= listed:
         raise BundleError(f"{path / MANIFEST} must list plain file names, engines too; got {sorted(listed)}.")
     present = {entry.name for entry in path.iterdir()} - {MANIFEST, SEAL}
     if missing := sorted(listed - present):
@@ -278,6 +292,11 @@ def _check_files(path: Path, manifest: Manifest) -> None:
         raise BundleError(f"{path} is sealed and must hold only {sorted(listed)}; found {extra}. Move them elsewhere.")
     for name, digest in manifest.sha256.items():
         _check_hash(path / name, digest)
+
+
+def _needed(manifest: Manifest) -> set[str]:
+    """The files that a manifest itself speaks of."""
+    return set(manifest.engines) | ({PCB_MODEL, PROTOTYPES} if manifest.calibration else set())
 
 
 def _check_hash(path: Path, expected: str) -> None:

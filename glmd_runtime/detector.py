@@ -12,6 +12,7 @@ import numpy as np
 from glmd_runtime import backends
 from glmd_runtime.backends.device_array import is_on_device
 from glmd_runtime.bundle import Bundle, open_bundle
+from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
@@ -31,6 +32,7 @@ class Detector:
             whose answers are right: they passed verification in the bundle, or (TensorRT) do when the engine is opened;
             or an object with `run` and `close`.
         score_threshold: one number in 0..1 for all classes instead of the manifest's thresholds.
+        pcb: whether a bundle exported with --pcb calibrates its scores; another bundle never does.
         threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library.
         device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
         build: "auto" builds a TensorRT engine on this device when there is none in the cache, which takes minutes;
@@ -49,10 +51,13 @@ class Detector:
         threads: int | None = None,
         device: str | None = None,
         build: str = "auto",
+        pcb: bool = True,
     ) -> None:
         bundle, files = _open(Path(engine))
         self._manifest = bundle.manifest
-        self._postprocess = _with_threshold(bundle.manifest.postprocess, score_threshold)
+        calibration = bundle.manifest.calibration if pcb else None
+        own = calibration.postprocess(self._manifest.postprocess) if calibration else self._manifest.postprocess
+        self._postprocess = _with_threshold(own, score_threshold)
         self._backend: backends.Backend | None
         if isinstance(backend, str):
             self._backend_name, self._engine, self._backend = open_best(
@@ -61,13 +66,19 @@ class Detector:
         else:
             self._backend_name, self._engine, self._backend = type(backend).__name__, files[0], backend
         self._device = getattr(self._backend, "device", "unknown")
+        self._calibrator = (
+            Calibrator(bundle, self._backend_name, threads=threads, device=device) if calibration else None
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self._manifest.class_names
 
     def info(self) -> dict[str, Any]:
-        """What runs here, as plain values: model, engine, backend, device, precision, thresholds, size, provenance."""
+        """What runs here, as plain values: model, engine, backend, device, precision, thresholds, size, provenance.
+
+        pcb_backend: what calibrates scores, where scores are calibrated.
+        """
         return {
             "name": self._manifest.name,
             "engine": self._engine,
@@ -77,6 +88,7 @@ class Detector:
             "score_thresholds": dict(zip(self.class_names, self._postprocess.score_thresholds, strict=True)),
             "size_hw": list(self._manifest.preprocess.size_hw),
             "provenance": dict(self._manifest.provenance),
+            **({"pcb_backend": self._calibrator.backend_name} if self._calibrator else {}),
         }
 
     def run(self, frame: Any) -> Detections:
@@ -108,8 +120,13 @@ class Detector:
         valid_hw = np.asarray([geometry.valid_hw for geometry in geometries], np.float32)  # (N, 2)
         inputs = {"images": images if is_on_device(images) else np.asarray(images), "valid_hw": valid_hw}
         outputs = backends.run_padded(backend, self._manifest.graph.batch, inputs)
-        rows = zip(outputs["boxes"], outputs["scores"], outputs["valid"].astype(bool), geometries, strict=True)
-        return [postprocess(RawOutputs(*raw), to, self._postprocess, self.class_names) for *raw, to in rows]
+        rows = zip(outputs["boxes"], outputs["scores"], outputs["valid"].astype(bool), strict=True)
+        raws = [RawOutputs(*row) for row in rows]
+        if self._calibrator:
+            return self._calibrator.detections(inputs["images"], raws, geometries, self._postprocess)
+        return [
+            postprocess(raw, to, self._postprocess, self.class_names) for raw, to in zip(raws, geometries, strict=True)
+        ]
 
     def _check_images(self, images: Any, count: int) -> None:
         shape = (count, *self._manifest.graph.inputs["images"][1:])
@@ -118,6 +135,11 @@ class Detector:
             raise FrameError(
                 f"images must be {shape} float32, at least one, for {count} geometries; got {tuple(images.shape)} "
                 f"{dtype}. Make them as glmd_runtime.preprocess does."
+            )
+        if is_on_device(images) and self._calibrator:
+            raise FrameError(
+                f"This bundle calibrates scores (PCB) on {self._calibrator.backend_name}, which needs images in host "
+                f"memory; got {type(images).__name__} on a CUDA device. Pass a copy that is, or use pcb=False."
             )
         if is_on_device(images) and self._backend_name in ("openvino", "onnxruntime"):
             raise FrameError(
@@ -145,6 +167,8 @@ class Detector:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+            if self._calibrator:
+                self._calibrator.close()
 
     def __enter__(self) -> Detector:
         return self
