@@ -99,6 +99,8 @@ def lint(data: Sequence[Path], support: Sequence[Path] = (), progress: Progress 
     """
     data_sets, support_sets = ([_examine(f, progress) for p in paths for f in expand(p)] for paths in (data, support))
     sets = [*data_sets, *support_sets]
+    for together in (*([one] for one in data_sets), support_sets):
+        _check_classes(together)
     polarities = {str(one.file): _polarity(one) for one in sets}
     found = [finding for one in sets for finding in one.findings]
     found += [*_between(sets, polarities), *(f for one in data_sets for f in _shared(one, support_sets))]
@@ -116,7 +118,7 @@ def _examine(file: Path, progress: Progress) -> _Set:
     _read_records(one, content)
     images = [{"file_name": name} for name in one.pictures.values()]
     one.folder = picture_folder({"info": content.get("info"), "images": images}, file)
-    _check_classes(one)
+    _check_boxes(one)
     _measure_all(one, progress)
     _check_pictures(one)
     return one
@@ -150,6 +152,14 @@ def _read_records(one: _Set, content: dict[str, Any]) -> None:
     one.add_places("error", "ids", [f"{kind}: {i}" for (kind, i), n in ids.items() if n > 1], "ids are there twice")
 
 
+def _check_classes(sets: list[_Set]) -> None:
+    """Files that are one set together, as few-shot splits are a file a class, need not have every class each."""
+    used = {one.names[a["category_id"]] for one in sets for i in one.boxes for a in one.objects(i)}
+    for one in sets[:1]:
+        empty = sorted({name for each in sets for name in each.names.values()} - used)
+        one.add_places("warning", "empty class", empty, "classes are declared and have no object")
+
+
 def _formed(records: Any, kind: str, odd: list[str]) -> list[dict[str, Any]]:
     """The records that have what they must; what the others are goes to `odd`."""
     formed = []
@@ -163,10 +173,7 @@ def _formed(records: Any, kind: str, odd: list[str]) -> list[dict[str, Any]]:
     return formed
 
 
-def _check_classes(one: _Set) -> None:
-    used = {a["category_id"] for i in one.boxes for a in one.objects(i)}
-    empty = [name for i, name in one.names.items() if i not in used]
-    one.add_places("warning", "empty class", empty, "classes are declared and have no object")
+def _check_boxes(one: _Set) -> None:
     boxes = [(i, a) for i, annotations in one.boxes.items() for a in annotations]
     tiny = [f"{one.pictures[i]}: annotation {a.get('id')} {a['bbox']}" for i, a in boxes if min(a["bbox"][2:]) < TINY]
     one.add_places("warning", "tiny box", tiny, f"boxes have a side under {TINY:g} pixels")
@@ -260,7 +267,7 @@ def _polarity(one: _Set) -> Polarity:
     A picture has one polarity, so its objects have one vote. Where there are enough of them only people and animals
     vote, as they are warmer than nearly all that is around them. Coloured pictures have no polarity.
     """
-    if sum(m.colourful > COLOURFUL for m in one.measures.values()) > len(one.measures) / 2:
+    if sum(m.colourful > COLOURFUL for m in one.measures.values()) >= len(one.measures) / 2:
         return Polarity(0, 0, False)
     warm = {i for i, name in one.names.items() if name.lower() in WARM_BLOODED}
     votes = _votes(one, warm)
@@ -327,10 +334,11 @@ def _shared(one: _Set, support: list[_Set]) -> Iterator[Finding]:
         best = int(bits.argmin())
         if bits[best] <= NEAR_BITS:
             near.append(f"{one.pictures[i]} ~ {others[best][0]} ({bits[best]:.0f} bits, correlation {alike[best]:.2f})")
-    one_of = f"of {len(one.measures)} pictures are in {', '.join(str(other.file) for other in support)}"
+    total, files = len(one.measures), ", ".join(str(other.file) for other in support)
     if same:
-        yield Finding("error", "leak", str(one.file), f"{len(same)} {one_of}, pixel for pixel", tuple(same))
+        text = f"{len(same)} of {total} pictures are pixel for pixel in {files}"
+        yield Finding("error", "leak", str(one.file), text, tuple(same))
     if near:
         rule = f"at most {NEAR_BITS} of 256 bits of the difference hash, correlation {NEAR_CORRELATION} or more"
-        text = f"{len(near)} {one_of}, nearly ({rule}): a test on them flatters"
+        text = f"{len(near)} of {total} pictures are nearly the same as one in {files} ({rule}): a test on them flatters"
         yield Finding("warning", "near duplicate", str(one.file), text, tuple(near))

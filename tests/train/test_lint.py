@@ -223,3 +223,17 @@ def test_what_is_known_of_the_real_sets(data: Path, tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / image["file_name"]), 255 - grey if number % 3 == 0 else grey)
     (tmp_path / "spoilt.json").write_text(json.dumps(content))
     assert "polarity" in seen(lint([tmp_path / "spoilt.json"]))
+
+
+def test_support_files_of_one_class_each_are_one_set(tmp_path: Path) -> None:
+    def both(class_id: int) -> Callable[[dict[str, Any]], None]:
+        def spoil(content: dict[str, Any]) -> None:
+            content["categories"].append({"id": 2, "name": "dog"})
+            for annotation in content["annotations"]:
+                annotation["category_id"] = class_id
+        return spoil
+
+    data = make(tmp_path / "data", SOUND)
+    support = [make(tmp_path / str(i), [scene(100 * i + k) for k in range(12)], both(i)) for i in (1, 2)]
+    assert seen(lint([data], support)) == {}
+    assert seen(lint([data], support[:1])) == {"empty class": ("dog",)}
