@@ -339,6 +339,6 @@ def _shared(one: _Set, support: list[_Set]) -> Iterator[Finding]:
         text = f"{len(same)} of {total} pictures are pixel for pixel in {files}"
         yield Finding("error", "leak", str(one.file), text, tuple(same))
     if near:
-        rule = f"at most {NEAR_BITS} of 256 bits of the difference hash, correlation {NEAR_CORRELATION} or more"
-        text = f"{len(near)} of {total} pictures are nearly the same as one in {files} ({rule}): a test on them flatters"
+        rule = f"at most {NEAR_BITS} of 256 bits of the difference hash, correlation over {NEAR_CORRELATION}"
+        text = f"{len(near)} of {total} pictures are nearly the same as some in {files} ({rule})"
         yield Finding("warning", "near duplicate", str(one.file), text, tuple(near))
