@@ -12,7 +12,7 @@ from glmd_train.commands import evaluate, fit, prepare, prototypes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (glmd_runtime.errors has the table)."""
-    stopped = "continue a fit with --resume"
+    stopped = "a fit goes on with --resume, prepare gcoco by the same command"
     return run_command(parser(), lambda options: options.run(options), arguments, extra="train", stopped=stopped)
 
 

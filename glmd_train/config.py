@@ -110,7 +110,7 @@ class DatasetConfig(_Strict):
     """COCO-format files. Relative paths start at the folder of the YAML file, `${GLMD_DATA}` is the data folder.
 
     annotations  one file, or several by wildcards: "seed0/full_box_10shot_*_trainval.json"
-    images       the folder that file names in `annotations` start at; None is the annotation file's own
+    images       the folder that file names in `annotations` start at; None looks where `data.coco.picture_folder` says
     weight       how often its pictures are drawn, relative to the other sets' pictures
     grey         turn colour pictures grey (GCOCO on the fly)
     skip_empty   leave out pictures without an object of the model's classes, instead of using them as background
