@@ -21,7 +21,9 @@ from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.classifier import Pcb
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet, build_model
-from glmd_train.state_dict import describe, read_state_dict
+from glmd_train.official import check_told, from_official, is_official
+from glmd_train.official_names import published_name
+from glmd_train.state_dict import check_fit, describe, read_state_dict
 
 FORMAT = "glmd-checkpoint-1"
 # What a user gets without asking: few false alarms. Evaluation uses its own, lower threshold.
@@ -72,32 +74,38 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
 
 
 def load_checkpoint(path: Path, *, config: Path | None = None, classes: Path | None = None) -> Checkpoint:
-    """Read a .safetensors checkpoint, or a .pth (.pt) file of weights; the model is in eval mode, float32, on the CPU.
+    """Read a .safetensors checkpoint, or weights in a .pth (.pt) or .pkl file; in eval mode, float32, on the CPU.
 
-    Args: config (a training's YAML) or classes (one name a line), for a .pth file only: see `state_dict.describe`.
+    Weights are ours, or those of the published GLMDNet, of DeFRCN, or of a C4 detector of detectron2.
+    Args: config (a training's YAML, ours or theirs) or classes (one name a line), for files of weights only: see
+        `state_dict.describe`.
     Raises: CheckpointError if the file is missing, damaged, not ours, or does not fit its own configuration;
         UsageError if `config` or `classes` is lacking, contradicts the weights, or is given for a .safetensors file.
     """
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(f"Checkpoint {path} {state}. Expected a .safetensors file of glmd-train, or a .pth file.")
-    if path.suffix in (".pth", ".pt"):
+    if path.suffix in (".pth", ".pt", ".pkl"):
         return _load_pth(path, config, classes)
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"A checkpoint is a .safetensors file of glmd-train, or a .pth or .pt file; got {path}.")
+        raise CheckpointError(f"A checkpoint is a .safetensors file of glmd-train, or .pth, .pt or .pkl; got {path}.")
     if config or classes:
         raise UsageError(
             f"{path} carries its own class names and configuration. Leave out --config and --classes; "
-            "they are for .pth files."
+            "they are for files of weights alone."
         )
     return _load_safetensors(path)
 
 
 def _load_pth(path: Path, config: Path | None, classes: Path | None) -> Checkpoint:
-    weights = read_state_dict(path)
+    stored = read_state_dict(path)
+    published = is_official(stored)
+    weights = from_official(stored) if published else stored
     network = describe(weights, path, config, classes)
     model = build_model(network.model)
-    _load_weights(model, weights, path)
+    check_fit(model.state_dict(), weights, path, published_name if published else str)
+    model.load_state_dict(weights)
+    check_told(stored, model, network.preprocess.spec(), path)
     postprocess = PostprocessSpec((DEFAULT_SCORE,) * len(network.model.class_names))
     told = next(file.name for file in (config, classes) if file)
     return Checkpoint(model.eval(), network.model, network.preprocess.spec(), postprocess, {"described_by": told})
@@ -114,7 +122,8 @@ def _load_safetensors(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise CheckpointError(f"{path} has a contract this version cannot read: {error}") from error
     model = build_model(config)
-    _load_weights(model, weights, path)
+    check_fit(model.state_dict(), weights, path)
+    model.load_state_dict(weights)
     return Checkpoint(model.eval(), config, preprocess, postprocess, contract.get("provenance", {}), pcb)
 
 
@@ -144,21 +153,6 @@ def stored_dtype(path: Path) -> torch.dtype:
     """In which a .safetensors checkpoint holds the network's weights: to write them again without loss."""
     with safe_open(path, "pt") as file:
         return next(file.get_tensor(key).dtype for key in file.keys() if not key.startswith(_PCB))  # noqa: SIM118
-
-
-def _load_weights(model: GLMDNet, weights: dict[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    wrong = [
-        f"{k} {tuple(weights[k].shape)}, expected {tuple(own[k].shape)}"
-        for k in sorted(set(own) & set(weights)) if own[k].shape != weights[k].shape
-    ]
-    if missing or unknown or wrong:
-        raise CheckpointError(
-            f"{path} is for another architecture: missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} "
-            f"({len(unknown)}), wrong shape {wrong[:3]} ({len(wrong)})."
-        )
-    model.load_state_dict(weights)
 
 
 def transfer(

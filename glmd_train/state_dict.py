@@ -1,35 +1,42 @@
-"""A .pth file with this project's parameter names: read without executing anything, and described.
+"""A file of weights alone: read without executing anything, and described by its names and shapes.
 
 Names and shapes tell the architecture. What they cannot tell (class names, pixels, anchors, bins, proposals) comes
-from the training's configuration, or from a list of class names and the light model's defaults.
+from the training's configuration, ours or a published one, or from a list of class names with defaults for the rest:
+the light model's, or for a ResNet the published test settings.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from glmd_runtime.errors import CheckpointError, UsageError
-from glmd_train.config import ModelConfig, NetworkConfig, PreprocessConfig, load_network_config
+from glmd_train.config import ModelConfig, NetworkConfig, PreprocessConfig, ResNetConfig, load_network_config
 from glmd_train.model.backbone import CUTS
+from glmd_train.model.resnet import BLOCKS
+from glmd_train.official_names import published_name
+from glmd_train.official_yaml import is_published_yaml, published_network, published_test_settings
+from glmd_train.pickled_arrays import read_pickle
 
-_NESTED = ("model", "state_dict")  # where training programs put the weights, beside optimizer and scheduler
+_NESTED = ("model", "state_dict", "blobs")  # where training programs put the weights, beside optimizer and scheduler
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
-_DETECTRON2 = ("proposal_generator.", "roi_heads.box_predictor.", "glmd_network.", "backbone.res4.")
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What the names and shapes of the parameters tell about a network; anchors is their number in each cell."""
 
+    backbone: str
+    resnet: ResNetConfig | None
     classes: int
     stride: int
     in_channels: int
@@ -43,29 +50,19 @@ class Architecture:
     def of_config(cls, config: ModelConfig) -> Architecture:
         """MDF joins CM and LR: without both of them it has no parameters, whatever its switch says."""
         return cls(
-            len(config.class_names), config.stride, config.in_channels,
+            config.backbone, config.resnet, len(config.class_names), config.stride, config.in_channels,
             len(config.anchor_sizes) * len(config.anchor_ratios),
             config.cm, config.lr, config.cm and config.lr and config.mdf, config.crd,
         )
 
     @classmethod
     def of_weights(cls, weights: Mapping[str, Tensor], path: Path) -> Architecture:
-        """Raises: CheckpointError if `weights` (from `path`) are not those of a GLMDNet of this project."""
-
-        def size(key: str, dimension: int) -> int:
-            if key not in weights or weights[key].ndim <= dimension:
-                raise CheckpointError(_foreign(path, weights, key))
-            return weights[key].shape[dimension]
-
-        channels = size("rpn.conv.weight", 0)
-        strides = {channels: stride for stride, (_, channels) in CUTS.items()}
-        if channels not in strides:
-            raise CheckpointError(
-                f"{path} has a trunk of {channels} channels; expected {' or '.join(map(str, strides))} (lite0)."
-            )
+        """Raises: CheckpointError if `weights` (from `path`, under our names) are not those of a GLMDNet."""
+        size = _Sizes(weights, path)
+        trunk = _resnet(size) if "backbone.stem.conv.weight" in weights else _lite0(size)
         return cls(
-            size("roi_heads.predictor.cls_score.weight", 0) - 1, strides[channels],
-            size("backbone.stem.0.weight", 1), size("rpn.objectness.weight", 0),
+            *trunk[:2], size("roi_heads.predictor.cls_score.weight", 0) - 1, trunk[2], trunk[3],
+            size("rpn.objectness.weight", 0),
             cm=any(key.startswith("neck.context.") for key in weights),
             lr=any(key.startswith("neck.local.") for key in weights),
             mdf="neck.context_conv.weight" in weights,
@@ -78,12 +75,77 @@ class Architecture:
         return [f"{name} {mine} against {theirs}" for name, mine, theirs in rows if mine != theirs]
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a file of torch.save, float32 by name: a state dict, or one under "model" or "state_dict".
+@dataclass(frozen=True)
+class _Sizes:
+    """The sizes of the weights in a file, or why it cannot be read."""
 
+    weights: Mapping[str, Tensor]
+    path: Path
+
+    def __call__(self, key: str, dimension: int) -> int:
+        if key not in self.weights or self.weights[key].ndim <= dimension:
+            published = published_name(key)
+            named = key if published == key else f"{key} (or {published})"
+            raise CheckpointError(
+                f"{self.path} is not a GLMDNet: expected a parameter {named}, got {sorted(self.weights)[:3]}."
+            )
+        return self.weights[key].shape[dimension]
+
+
+_Trunk = tuple[str, ResNetConfig | None, int, int]  # backbone, resnet, stride, in_channels
+
+
+def _lite0(size: _Sizes) -> _Trunk:
+    channels = size("rpn.conv.weight", 0)
+    strides = {channels: stride for stride, (_, channels) in CUTS.items()}
+    if channels not in strides:
+        raise CheckpointError(
+            f"{size.path} has a trunk of {channels} channels; expected {' or '.join(map(str, strides))} (lite0)."
+        )
+    return "lite0", None, strides[channels], size("backbone.stem.0.weight", 1)
+
+
+def _resnet(size: _Sizes) -> _Trunk:
+    counts = tuple(len({key.split(".")[3] for key in size.weights if key.startswith(f"backbone.blocks.{i}.")})
+                   for i in range(3))
+    names = {blocks[:3]: name for name, blocks in BLOCKS.items()}
+    if counts not in names:
+        raise CheckpointError(f"{size.path} has a ResNet of {counts} blocks; expected one of {sorted(names)}.")
+    width = size("backbone.blocks.0.0.conv1.conv.weight", 0)
+    groups = max(1, width // max(1, size("backbone.blocks.0.0.conv2.conv.weight", 1)))
+    config = ResNetConfig(
+        stem_channels=size("backbone.stem.conv.weight", 0), groups=groups, width_per_group=width // groups,
+        res2_channels=size("backbone.blocks.0.0.conv3.conv.weight", 0),
+    )
+    return names[counts], config, 16, size("backbone.stem.conv.weight", 1)
+
+
+def check_fit(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path, name: Callable[[str], str] = str
+) -> None:
+    """Raise CheckpointError unless `weights` (from `path`) have the names and shapes of `own`.
+
+    name: how the file calls a parameter of ours.
+    """
+    missing, unknown = ([name(k) for k in sorted(set(a) - set(b))] for a, b in ((own, weights), (weights, own)))
+    wrong = [
+        f"{name(k)} {tuple(weights[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in sorted(set(own) & set(weights)) if own[k].shape != weights[k].shape
+    ]
+    if missing or unknown or wrong:
+        raise CheckpointError(
+            f"{path} is for another architecture: missing {missing[:3]} ({len(missing)}), unknown {unknown[:3]} "
+            f"({len(unknown)}), wrong shape {wrong[:3]} ({len(wrong)})."
+        )
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights in a file of torch.save, or a .pkl file of arrays; float32 by name.
+
+    They may be the whole file, or lie in it under "model", "state_dict" or "blobs".
     Raises: CheckpointError if the file is damaged, holds no weights, or holds objects that loading would execute.
     """
-    content = _load(path)
+    content = _load_arrays(path) if path.suffix == ".pkl" else _load(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a state dict. {_SAVE}")
     inner = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
@@ -113,65 +175,100 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _foreign(path: Path, weights: Mapping[str, Tensor], key: str) -> str:
-    """Why a file without (or with an odd) `key` cannot be read."""
-    theirs = next((name for name in weights if name.startswith(_DETECTRON2)), None)
-    if theirs:
-        return (
-            f"{path} has detectron2's parameter names ({theirs}), as the published GLMDNet and DeFRCN have. "
-            "These are not read yet: expected a checkpoint of glmd-train."
+def _load_arrays(path: Path) -> dict[str, Any]:
+    content = read_pickle(path)
+    if content.get("__author__") == "torchvision":
+        raise CheckpointError(
+            f"{path} is detectron2's copy of torchvision's ResNet, which has its stride in the 3x3 convolutions and "
+            "sees RGB. Take the file of the same name from detectron2's folder MSRA."
         )
-    return f"{path} is not a GLMDNet of this project: expected a parameter {key}, got {sorted(weights)[:3]}."
+    return {key: _as_tensors(value) for key, value in content.items()}
+
+
+def _as_tensors(value: Any) -> Any:
+    """Arrays, also those in a dictionary, as tensors; other things as they are."""
+    if isinstance(value, dict):
+        return {key: _as_tensors(inner) for key, inner in value.items()}
+    return torch.from_numpy(value.astype(np.float32)) if isinstance(value, np.ndarray) else value
 
 
 def describe(weights: Mapping[str, Tensor], path: Path, config: Path | None, classes: Path | None) -> NetworkConfig:
-    """The network of `weights` (from `path`), with what they cannot tell from one of two files.
+    """The network of `weights` (from `path`, under our names), with what they cannot tell from a file.
 
-    Args: config, YAML of a training, of which `model` and `preprocess` are read; classes, one name a line, in the
-        order of training, with the light model's defaults for the rest.
-    Raises: CheckpointError if the weights are no GLMDNet of this project; UsageError when neither or both files are
-        given, or when the file contradicts the weights.
+    Args: config, YAML of a training, ours, of which `model` and `preprocess` are read, or a published one; classes,
+        one name a line, in the order of training, with defaults for the rest. Only to a published configuration of
+        data with unknown classes both belong.
+    Raises: CheckpointError if the weights are no GLMDNet of this project; UsageError when neither file or one too many
+        is given, or when one contradicts the weights.
     """
     found = Architecture.of_weights(weights, path)
-    if config and classes:
+    published = config is not None and is_published_yaml(config)
+    if config and classes and not published:
         raise UsageError("--config and --classes both name the classes; leave one of them out.")
     if config:
-        return _configured(found, path, config)
+        names = _read_names(classes) if classes else None
+        network = published_network(config, names) if published else load_network_config(config)
+        return _fitting(network, found, path, config)
     if classes:
-        return _light_model(found, path, classes)
+        return _named(found, path, classes, weights)
     raise UsageError(
         f"{path} holds weights alone, not the names of its {found.classes} classes. {_command(found, path)}"
     )
 
 
-def _configured(found: Architecture, path: Path, config: Path) -> NetworkConfig:
-    network = load_network_config(config)
+def _fitting(network: NetworkConfig, found: Architecture, path: Path, config: Path) -> NetworkConfig:
     if different := Architecture.of_config(network.model).differences(found):
         raise UsageError(f"{config} is not the configuration of {path}: {', '.join(different)} in the weights.")
     return network
 
 
-def _light_model(found: Architecture, path: Path, classes: Path) -> NetworkConfig:
+def _named(found: Architecture, path: Path, classes: Path, weights: Mapping[str, Tensor]) -> NetworkConfig:
+    """Class names with the defaults of the trunk."""
     names = _read_names(classes)
     if len(names) != found.classes:
         raise UsageError(
             f"{classes} has {len(names)} class names, {path} has {found.classes} classes. "
             "Expected one name a line, in the order of training."
         )
+    told = {key: getattr(found, key) for key in _TOLD}
+    model, preprocess = _light_settings(found) if found.resnet is None else _published_settings(found, weights)
     try:
-        model = ModelConfig(
-            class_names=names, stride=found.stride, in_channels=found.in_channels,
-            cm=found.cm, lr=found.lr, mdf=found.mdf, crd=found.crd,
-        )
+        network = NetworkConfig(model=ModelConfig(class_names=names, **told, **model), preprocess=preprocess)
     except ValidationError as error:
         raise UsageError(f"{classes}: {error.errors()[0]['msg']}") from error
-    if different := Architecture.of_config(model).differences(found):
+    if different := Architecture.of_config(network.model).differences(found):
+        kind = "the light model's defaults" if found.resnet is None else "the published settings"
         raise UsageError(
-            f"{path} is not of the light model's defaults: {', '.join(different)} in the weights. "
+            f"{path} is not of {kind}: {', '.join(different)} in the weights. "
             "Give the training's configuration: --config YAML."
         )
+    return network
+
+
+_TOLD = ("backbone", "resnet", "stride", "in_channels", "cm", "lr", "mdf", "crd")
+
+
+def _light_settings(found: Architecture) -> tuple[dict[str, Any], PreprocessConfig]:
     one, channels = PreprocessConfig(), found.in_channels
-    return NetworkConfig(model=model, preprocess=PreprocessConfig(mean=one.mean * channels, std=one.std * channels))
+    return {}, PreprocessConfig(mean=one.mean * channels, std=one.std * channels)
+
+
+def _published_settings(
+    found: Architecture, weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], PreprocessConfig]:
+    if found.in_channels != 3:
+        raise UsageError("Published networks see three channels, these weights one. Give their --config YAML.")
+    is_glmdnet = found.cm or found.lr or found.crd
+    return published_test_settings(
+        found.classes, is_glmdnet=is_glmdnet, is_detectron2=not is_glmdnet and not has_affine(weights)
+    )
+
+
+def has_affine(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the affine layers do anything; detectron2's own detectors have none."""
+    identity = {"weight": 1.0, "bias": 0.0}
+    layers = {key: value for key, value in weights.items() if key.startswith(("affine_rpn.", "affine_rcnn."))}
+    return any(bool((value != identity[key.rpartition(".")[2]]).any()) for key, value in layers.items())
 
 
 def _read_names(classes: Path) -> tuple[str, ...]:

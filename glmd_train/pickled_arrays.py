@@ -1,0 +1,142 @@
+"""A .pkl file of arrays by name, as detectron2 and Caffe2 publish weights, read without executing anything.
+
+A pickle is a program that calls what it names. Here it can name nothing but the stand-ins below: they keep what they
+are given, and the arrays are made of that afterwards. numpy itself is never called by the file.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmd_runtime.errors import CheckpointError
+
+MAX_BYTES = 2 << 30  # ResNet-101 has 0.2 GB; a file is read into memory at once
+_NUMBERS = frozenset({"f2", "f4", "f8", *(f"{kind}{size}" for kind in "iu" for size in "1248")})
+_DAMAGED = "is not a pickle of arrays, or is damaged"
+
+
+class RefusedError(Exception):
+    """The file names something that is no part of an array."""
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dictionary in a pickle of plain values and numpy arrays, those as arrays, nested dictionaries as they are.
+
+    Raises: CheckpointError if the file holds anything else, is damaged, or is larger than MAX_BYTES.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        size, most = path.stat().st_size >> 20, MAX_BYTES >> 20
+        raise CheckpointError(f"{path} has {size} MB; a file of weights has at most {most} MB.")
+    content = path.read_bytes()
+    try:
+        _check_program(content)
+        found = _Unpickler(io.BytesIO(content), encoding="latin1").load()  # Python 2 kept bytes in strings
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path} holds a {type(found).__name__}; expected arrays by name.")
+        return _with_arrays(found)
+    except RefusedError as error:
+        raise CheckpointError(
+            f"{path} names {error}; a file of weights holds arrays alone, and code is never executed. "
+            "Take the file from where it was published."
+        ) from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever it stumbles over
+        raise CheckpointError(f"{path} {_DAMAGED} ({type(error).__name__}). Copy it again.") from error
+
+
+def _check_program(content: bytes) -> None:
+    """Every length must be there before anything of that length is made, and no place in the memo far beyond the last.
+
+    Python's own unpickler would make room for whatever a few bytes ask for.
+    """
+    for operation, argument, position in pickletools.genops(content):  # raises for lengths beyond the file's end
+        if operation.name.endswith("PUT") and argument > position:
+            raise ValueError(f"memo place {argument}")
+
+
+class _Array:
+    """What a pickle says of an array: (shape, dtype, column by column?, numbers)."""
+
+    state: tuple[Any, Any, Any, Any] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, *self.state = state  # type: ignore[assignment]  # first a version
+
+    def to_numpy(self) -> NDArray[Any]:
+        shape, dtype, columns, numbers = self.state or ((), None, None, None)
+        if not isinstance(dtype, _Dtype):
+            raise ValueError("an array without a type")
+        raw = numbers.encode("latin1") if isinstance(numbers, str) else bytes(numbers)
+        flat = np.frombuffer(raw, np.dtype(dtype.order + dtype.kind))
+        return flat.reshape(shape, order="F" if columns else "C").copy()
+
+
+class _Dtype:
+    """What a pickle says of an array's type: a number of some bytes in some order."""
+
+    def __init__(self, kind: str, *_: object) -> None:
+        if kind not in _NUMBERS:
+            raise RefusedError(f"an array of {kind!r}")
+        self.kind, self.order = kind, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = {"<": "<", ">": ">", "|": "|"}[state[1]]
+
+
+def _empty(kind: object, shape: object, code: object) -> _Array:
+    return _Array()
+
+
+def _from_buffer(numbers: object, dtype: object, shape: object, order: object) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", numbers))
+    return array
+
+
+def _scalar(dtype: object, numbers: object) -> _Array:
+    return _from_buffer(numbers, dtype, (), "C")
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    """What Python 3 writes for bytes in Python 2's protocols."""
+    if encoding != "latin1":
+        raise RefusedError(f"the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_NUMPY: Mapping[str, Callable[..., Any]] = {
+    "multiarray._reconstruct": _empty, "multiarray.scalar": _scalar, "numeric._frombuffer": _from_buffer,
+}
+_STAND_INS: Mapping[str, Callable[..., Any]] = {
+    "numpy.ndarray": _Array, "numpy.dtype": _Dtype, "_codecs.encode": _encoded,
+    "collections.OrderedDict": OrderedDict,
+    **{f"numpy.{core}.{name}": made for core in ("core", "_core") for name, made in _NUMPY.items()},  # numpy 1, 2
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _STAND_INS:
+            raise RefusedError(f"{module}.{name}")
+        return partial(_STAND_INS[f"{module}.{name}"])  # a pickle may set attributes of what it names: of this alone
+
+
+def _with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Stand-ins become arrays, one dictionary deep ("model", "blobs"): deeper ones have no meaning."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            value = {str(k): v.to_numpy() if isinstance(v, _Array) else v for k, v in value.items()}
+        found[str(key)] = value.to_numpy() if isinstance(value, _Array) else value
+    return found
