@@ -58,6 +58,7 @@ def _add_engines(group: argparse._ArgumentGroup) -> None:
     add("--int8", action="store_true", help="8-bit integers, calibrated on the pictures of --calib")
     add("--calib", type=Path, metavar="DIR", help="pictures like those of the camera, 100 or more, no labels needed")
     add("--end2end", action="store_true", help="graphs that end with the final NMS, for servers")
+    add("--pcb", action="store_true", help="calibrate scores on the device with the checkpoint's prototypes")
     add("--engines", nargs="+", choices=ENGINES, metavar="NAME",
         help=f"build for these or fail: {', '.join(ENGINES)} (default: all that are possible here)")
     add("--data", type=Path, nargs="+", default=[], metavar="JSON",
@@ -91,6 +92,8 @@ def run(options: argparse.Namespace) -> None:
         raise ParityError(f"{output} was not written, its answers are not the checkpoint's: {'; '.join(failed)}")
     if result.status != "passed":
         raise UnsupportedError(f"{output} was not written: no engine ran here, so that nothing was proved.")
+    if checkpoint.pcb and not options.pcb:
+        print("The checkpoint's prototypes were left out; --pcb takes them along.", file=sys.stderr)
     print(f"Written: {output}", file=sys.stderr)
 
 
@@ -99,7 +102,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
     return Recipe(
         batch=options.batch, fp16=options.fp16, calibration=options.calib, data=tuple(options.data),
-        max_drop=options.max_drop, end2end=options.end2end,
+        max_drop=options.max_drop, end2end=options.end2end, pcb=options.pcb,
         engines=tuple(options.engines) if options.engines else None,
     )
 

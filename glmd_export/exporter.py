@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from glmd_export.accuracy import accuracy_rows, agreement_rows, ran
 from glmd_export.builders import build_openvino, build_rtx
 from glmd_export.lint import lint
-from glmd_export.onnx_export import export_onnx, graph_spec
-from glmd_export.parity import compare_rows, end2end_row, make_reference, reference_frames
+from glmd_export.onnx_export import export_onnx, export_pcb, graph_spec
+from glmd_export.parity import compare_rows, end2end_row, make_pcb_reference, make_reference, reference_frames
 from glmd_export.precision import Precision
 from glmd_export.quantize import (
     CalibrationImages,
@@ -29,10 +29,12 @@ from glmd_export.quantize import (
 )
 from glmd_export.report import plot_scores
 from glmd_runtime import backends
-from glmd_runtime.bundle import REFERENCE, VERIFY, Bundle, Manifest, write_bundle
+from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, PROTOTYPES, REFERENCE, VERIFY, Bundle, Manifest, write_bundle
+from glmd_runtime.calibration import prototypes_to_bytes
 from glmd_runtime.engines import open_engine
-from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.errors import UnsupportedError, UsageError
 from glmd_runtime.verify import TOLERANCES, VerifyReport, VerifyRow, run_engine, score_pairs
+from glmd_runtime.verify_calibration import verify_calibration
 from glmd_train.checkpoint import Checkpoint
 
 MODEL, HALF, HALF_PLUGIN = "model.onnx", "model.fp16.onnx", "model.plugin.fp16.onnx"
@@ -50,6 +52,7 @@ class Recipe:
     data         COCO annotation files: AP of every engine against PyTorch's
     max_drop     points of AP that INT8 may cost
     end2end      graphs with the final NMS, for servers
+    pcb          the checkpoint's prototypical calibration, as a second graph; left out otherwise
     engines      names of the backends to build for, which then must be possible; None is all that is possible here
     """
 
@@ -59,6 +62,7 @@ class Recipe:
     data: tuple[Path, ...] = ()
     max_drop: float = 1.0
     end2end: bool = False
+    pcb: bool = False
     engines: tuple[str, ...] | None = None
 
     def wants(self, engine: str) -> bool:
@@ -74,9 +78,10 @@ def export_bundle(
     Args: ckpt, the checkpoint's file, for the record; plot, a picture to write of each engine's scores against
         PyTorch's; step, told what begins.
     Raises: UnsupportedError for an engine asked for by name that cannot be built or run here; PrecisionError for one
-        that was not built in its precision; BundleError.
+        that was not built in its precision; BundleError; UsageError for PCB of a checkpoint without prototypes.
     """
     _require(recipe)
+    checkpoint = _with_or_without_pcb(checkpoint, recipe)
     with tempfile.TemporaryDirectory(prefix="glmd-export.") as scratch:
         draft = _Draft(checkpoint, recipe, Path(scratch), step)
         draft.make()
@@ -88,15 +93,20 @@ def export_bundle(
             graph=graph_spec(checkpoint, recipe.batch),
             engines=draft.engines,
             provenance=_provenance(ckpt, checkpoint.provenance),
+            calibration=checkpoint.pcb.calibration.spec if checkpoint.pcb else None,
         )
         step("run PyTorch on the reference frames")
         reference = make_reference(checkpoint, reference_frames())
         files: dict[str, bytes | Path] = {**draft.files, REFERENCE: reference.to_bytes()}
+        if checkpoint.pcb:
+            files[PROTOTYPES] = prototypes_to_bytes(checkpoint.pcb.calibration.prototypes)
+            files[PCB_REFERENCE] = make_pcb_reference(checkpoint, reference).to_bytes()
         unsealed = write_bundle(Path(scratch) / output.name, manifest, files)
         rows = draft.rows
         for row in compare_rows(unsealed, checkpoint, reference.frames):
             step(f"compared {row.stage} of {row.engine} on {row.backend}")
             rows.append(row)
+        rows += verify_calibration(unsealed)
         for name, precision in draft.end2end.items():
             step(f"run {name}")
             rows.append(end2end_row(unsealed, name, precision))
@@ -112,6 +122,16 @@ def export_bundle(
             files[VERIFY] = json.dumps(report.to_dict(), indent=2).encode()
             write_bundle(output, manifest, files, overwrite=overwrite)
     return report
+
+
+def _with_or_without_pcb(checkpoint: Checkpoint, recipe: Recipe) -> Checkpoint:
+    """What is exported is what is compared with: PyTorch calibrates if the bundle does."""
+    if recipe.pcb and checkpoint.pcb is None:
+        raise UsageError(
+            "--pcb needs a checkpoint with prototypes; this one has none. Add them: glmd-train prototypes --checkpoint "
+            "FILE --support JSON -o NEW.safetensors"
+        )
+    return checkpoint if recipe.pcb else replace(checkpoint, pcb=None)
 
 
 def _require(recipe: Recipe) -> None:
@@ -173,6 +193,10 @@ class _Draft:
             self._int8(images)
         if self.recipe.end2end:
             self._end_to_end()
+        if self.recipe.pcb:
+            self.step(f"export {PCB_MODEL}")
+            path, batch = self.folder / PCB_MODEL, self.recipe.batch
+            self.files[PCB_MODEL] = export_pcb(self.checkpoint, path, batch=batch)
 
     def _half(self) -> None:
         self._graph(HALF, "plain", "fp16")

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from glmd_export.ops import Ops, clip, full, matrix_keep
 from glmd_runtime.postprocess import PostprocessSpec
+from glmd_runtime.preprocess import PreprocessSpec
+from glmd_train.classifier import Classifier, rgb_of_images
 from glmd_train.model.anchors import decode
 from glmd_train.model.detector import GLMDNet
 from glmd_train.model.roi_heads import ROI_WEIGHTS
@@ -135,3 +137,18 @@ class EndToEnd(nn.Module):
         chosen = boxes.flatten(1, 2).gather(1, index[:, :, None].expand(-1, -1, 4)) * found[:, :, None]  # (B, D, 4)
         classes = torch.where(found, index // scores.shape[1], 0)
         return Final(found.sum(dim=1, keepdim=True).int(), chosen, best, classes.int())
+
+
+class PcbGraph(nn.Module):
+    """PCB's classifier as engines see it, on the detector's own images; `spec` says how these were made."""
+
+    def __init__(self, classifier: Classifier, ops: Ops, spec: PreprocessSpec) -> None:
+        super().__init__()
+        self.classifier, self.ops, self.spec = classifier, ops, spec
+
+    def forward(self, images: Tensor, boxes: Tensor) -> Tensor:
+        """images (B, C, H, W) float32; boxes (B, N, 4) xyxy in network pixels -> logits (B, N, D)."""
+        one = self.classifier
+        features = one.features(one.normalise(rgb_of_images(images, self.spec)))  # (B, C, H / stride, W / stride)
+        rois = self.ops.roi_align(features, boxes, 1, one.stride)  # (B N, C, 1, 1)
+        return one.head(rois).unflatten(0, boxes.shape[:2])  # (B N, D) -> (B, N, D)

@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 import torch
 from onnxscript import ir, optimizer
-from torch import nn
+from torch import Tensor, nn
 
-from glmd_export.graph import EndToEnd, ExportGraph, Final, Stages
+from glmd_export.graph import EndToEnd, ExportGraph, Final, PcbGraph, Stages
 from glmd_export.ops import OPS, Ops
 from glmd_export.precision import Precision, to_half
 from glmd_runtime.bundle import GraphSpec
@@ -47,7 +47,7 @@ def export_onnx(
             f"An exported graph has one image size, which needs the resize 'letterbox'; this checkpoint has "
             f"{spec.resize!r}. Give it a canvas with a PreprocessSpec of resize='letterbox'."
         )
-    model = _trace(checkpoint, batch, OPS[ops](), end2end)
+    model = _trace_network(checkpoint, batch, OPS[ops](), end2end)
     _tidy(model, Final._fields if end2end else OUTPUTS)
     if precision == "fp16":
         to_half(model)
@@ -57,6 +57,28 @@ def export_onnx(
         "postprocess": checkpoint.postprocess.to_dict(),
     }
     model.metadata_props.update({key: json.dumps(value) for key, value in contract.items()})
+    return _write(model, out)
+
+
+def export_pcb(checkpoint: Checkpoint, out: Path, *, batch: int = 1) -> Path:
+    """Write the classifier of a checkpoint's PCB as ONNX, float32 with the standard operations.
+
+    inputs   images (B, C, H, W) float32, the detector's; boxes (B, N, 4) float32 xyxy in network pixels, N of the
+             checkpoint's `max_detections`
+    outputs  logits (B, N, D) float32
+    """
+    assert checkpoint.pcb
+    ops, shape = OPS["standard"](), graph_spec(checkpoint, batch).inputs["images"]
+    graph = PcbGraph(checkpoint.pcb.classifier, ops, checkpoint.preprocess)
+    example = torch.ones(shape), torch.tensor([0.0, 0.0, 64.0, 64.0]).repeat(
+        batch, checkpoint.postprocess.max_detections, 1
+    )
+    model = _trace(graph, example, ("images", "boxes"), ("logits",), ops)
+    _tidy(model, ("logits",))
+    return _write(model, out)
+
+
+def _write(model: ir.Model, out: Path) -> Path:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     out.write_bytes(proto.SerializeToString(deterministic=True))
@@ -71,15 +93,20 @@ def graph_spec(checkpoint: Checkpoint, batch: int) -> GraphSpec:
     return GraphSpec(inputs, {"boxes": (batch, r, k, 4), "scores": (batch, r, k), "valid": (batch, r)})
 
 
-def _trace(checkpoint: Checkpoint, batch: int, ops: Ops, end2end: bool) -> ir.Model:
+def _trace_network(checkpoint: Checkpoint, batch: int, ops: Ops, end2end: bool) -> ir.Model:
     graph: nn.Module = ExportGraph(checkpoint.model, ops, checkpoint.preprocess.size_hw)
     names = Stages._fields
     if end2end:
         graph, names = EndToEnd(graph, checkpoint.postprocess), (*names, *Final._fields)
     shapes = graph_spec(checkpoint, batch).inputs
-    example = tuple(torch.ones(shapes[name]) for name in INPUTS)
+    return _trace(graph, tuple(torch.ones(shapes[name]) for name in INPUTS), INPUTS, names, ops)
+
+
+def _trace(
+    graph: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str], ops: Ops
+) -> ir.Model:
     program = torch.onnx.export(
-        graph.eval(), example, input_names=list(INPUTS), output_names=list(names), opset_version=OPSET,
+        graph.eval(), example, input_names=list(inputs), output_names=list(outputs), opset_version=OPSET,
         dynamo=True, custom_translation_table=dict(ops.translations), external_data=False, verbose=False,
     )
     return program.model

@@ -25,6 +25,7 @@ from glmd_export.graph import Final, Stages
 from glmd_runtime import backends
 from glmd_runtime.backends import Backend, Tensors, run_padded
 from glmd_runtime.bundle import Bundle, Reference
+from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.engines import open_engine
 from glmd_runtime.postprocess import RawOutputs
 from glmd_runtime.preprocess import preprocess
@@ -46,8 +47,17 @@ from glmd_runtime.verify import (
     not_run_rows,
     run_engine,
 )
+from glmd_runtime.verify_calibration import (
+    CALIBRATED,
+    PcbReference,
+    candidates,
+    compare_calibrated,
+    everything,
+    in_place,
+)
 from glmd_runtime.video.simulator import snapshot
 from glmd_train.checkpoint import Checkpoint
+from glmd_train.classifier import rgb_of_images
 from glmd_train.model.detector import GLMDNet
 
 Frames = Sequence[NDArray[Any]]
@@ -97,6 +107,7 @@ def compare_rows(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> Iter
     reference = make_reference(checkpoint, frames)
     yield check_preprocess(reference, bundle.manifest.preprocess)
     tensors = _torch_tensors(checkpoint.model, reference)
+    pcb = make_pcb_reference(checkpoint, reference) if bundle.manifest.calibration else None
     for engine in bundle.manifest.engines:
         for name in backends.readers(engine):
             stages = _stages_of(engine, name)
@@ -105,7 +116,7 @@ def compare_rows(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> Iter
                 continue
             if stages:
                 yield from stage_rows(bundle, engine, name, tensors)
-            yield from chain_rows(bundle, engine, name, reference)
+            yield from chain_rows(bundle, engine, name, reference, pcb)
 
 
 def make_reference(checkpoint: Checkpoint, frames: Frames) -> Reference:
@@ -118,6 +129,20 @@ def make_reference(checkpoint: Checkpoint, frames: Frames) -> Reference:
         raw = [checkpoint.model(i[None], hw[None]) for i, hw in zip(*_tensors(images, valid_hw), strict=True)]
     outputs = (torch.cat([getattr(one, name) for one in raw]).numpy() for name in ("boxes", "scores", "valid"))
     return Reference(tuple(frames), images, valid_hw, *outputs)
+
+
+def make_pcb_reference(checkpoint: Checkpoint, reference: Reference) -> PcbReference:
+    """PyTorch's detections of the reference before calibration, and the logits of its classifier for them."""
+    assert checkpoint.pcb
+    classifier, spec = checkpoint.pcb.classifier, everything(checkpoint.postprocess)
+    found = candidates(checkpoint.pcb.calibration, reference.raw_outputs, reference.valid_hw, spec)
+    with torch.inference_mode():
+        logits = [
+            classifier(rgb_of_images(image[None], checkpoint.preprocess), [torch.from_numpy(one.xyxy)]).numpy()
+            for image, one in zip(_tensors(reference.images)[0], found, strict=True)
+        ]
+    counts = np.array([len(one) for one in found])
+    return PcbReference(counts, np.concatenate([one.xyxy for one in found]), np.concatenate(logits))
 
 
 def reference_frames() -> Frames:
@@ -151,14 +176,38 @@ def _tensors(*arrays: NDArray[Any]) -> list[Tensor]:
     return [torch.from_numpy(array) for array in arrays]
 
 
-def chain_rows(bundle: Bundle, engine: str, name: str, reference: Reference) -> list[VerifyRow]:
-    """The engine as it is, from image to raw outputs and detections; of a batch, whether its images are independent."""
+def chain_rows(
+    bundle: Bundle, engine: str, name: str, reference: Reference, pcb: PcbReference | None = None
+) -> list[VerifyRow]:
+    """The engine as it is, from image to raw outputs and detections, with PCB to calibrated ones; of a batch, whether
+    its images are independent."""
     def check(backend: Backend) -> list[VerifyRow]:
         rows = check_engine(backend, name, engine, bundle.manifest, reference)
         batch = [_batch_row(backend, name, engine, bundle, reference)] if bundle.manifest.graph.batch > 1 else []
-        return [*rows, *batch]
+        calibrated = [_calibrated_row(backend, name, engine, bundle, reference, pcb)] if pcb else []
+        return [*rows, *calibrated, *batch]
 
     return engine_rows(bundle, engine, name, open_engine, check)
+
+
+def _calibrated_row(
+    backend: Backend, name: str, engine: str, bundle: Bundle, reference: Reference, pcb: PcbReference
+) -> VerifyRow:
+    """Both graphs one after the other, as a Detector runs them, against PyTorch."""
+    manifest, spec = bundle.manifest, everything(bundle.manifest.postprocess)
+    precision, geometries = manifest.engines[engine], [in_place(hw) for hw in reference.valid_hw]
+    calibrator = Calibrator(bundle, name)
+    try:
+        raws = run_engine(backend, manifest, reference)
+        came = calibrator.detections(reference.images, raws, geometries, spec)
+    finally:
+        calibrator.close()
+    calibration = calibrator.calibration
+    found = candidates(calibration, reference.raw_outputs, reference.valid_hw, spec)
+    logits = pcb.split(pcb.logits)
+    expected = [calibration.apply(one, rows, spec) for one, rows in zip(found, logits, strict=True)]
+    outcome = compare_calibrated(expected, came, TOLERANCES[precision])
+    return VerifyRow(engine, name, precision, CALIBRATED, outcome.status, outcome.reason, outcome.metrics)
 
 
 def _batch_row(backend: Backend, name: str, engine: str, bundle: Bundle, reference: Reference) -> VerifyRow:

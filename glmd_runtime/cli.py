@@ -32,7 +32,8 @@ from glmd_runtime.engine_cache import prune
 from glmd_runtime.engines import BUILD, open_engine
 from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
 from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
-from glmd_runtime.verify import VerifyRow, verify_bundle
+from glmd_runtime.verify import VerifyReport, VerifyRow, verify_bundle
+from glmd_runtime.verify_calibration import verify_calibration
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.simulator import parse_sim_uri
 from glmd_runtime.video.sources import open_source
@@ -207,7 +208,9 @@ def _loading() -> Iterator[None]:
 
 def _verify(args: argparse.Namespace) -> None:
     with _loading():
-        report = verify_bundle(open_bundle(args.bundle), args.backend, open_engine=open_engine)
+        bundle = open_bundle(args.bundle)
+        rows = verify_bundle(bundle, args.backend, open_engine=open_engine).rows
+        report = VerifyReport((*rows, *verify_calibration(bundle, args.backend)))
     print(json.dumps(report.to_dict(), indent=2) if args.json else "\n".join(map(_row_line, report.rows)))
     failed = [f"{row.engine} on {row.backend}, {row.stage}" for row in report.rows if row.status == "failed"]
     if failed:

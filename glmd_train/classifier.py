@@ -77,7 +77,10 @@ def rgb_of_images(images: Tensor, spec: PreprocessSpec) -> Tensor:
     """The detector's network images (B, C, H, W) -> RGB intensities (B, 3, H, W); grey three times."""
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (spec.mean, spec.std))
     intensities = images * std + mean
-    return intensities.expand(-1, 3, -1, -1) if spec.channels == 1 else intensities.flip(1)  # BGR -> RGB
+    if spec.channels == 3:
+        return intensities.flip(1)  # BGR -> RGB
+    # Copies: OpenVINO 2026.4 fuses what a mere broadcast is multiplied with into the convolution, and then fails.
+    return torch.cat([intensities] * 3, dim=1)
 
 
 def rgb_of_picture(intensities: NDArray[np.uint8]) -> Tensor:
