@@ -59,6 +59,7 @@ class Architecture:
     def of_weights(cls, weights: Mapping[str, Tensor], path: Path) -> Architecture:
         """Raises: CheckpointError if `weights` (from `path`, under our names) are not those of a GLMDNet."""
         size = _Sizes(weights, path)
+        size("rpn.conv.weight", 0)
         trunk = _resnet(size) if "backbone.stem.conv.weight" in weights else _lite0(size)
         return cls(
             *trunk[:2], size("roi_heads.predictor.cls_score.weight", 0) - 1, trunk[2], trunk[3],
@@ -87,7 +88,8 @@ class _Sizes:
             published = published_name(key)
             named = key if published == key else f"{key} (or {published})"
             raise CheckpointError(
-                f"{self.path} is not a GLMDNet: expected a parameter {named}, got {sorted(self.weights)[:3]}."
+                f"{self.path} is not a GLMDNet: expected a parameter {named}, got {sorted(self.weights)[:3]}. "
+                "A trunk with ImageNet weights is what `weights` of a training configuration takes."
             )
         return self.weights[key].shape[dimension]
 

@@ -72,7 +72,7 @@ def test_neck(case: int) -> None:
 
 
 def check_gradients(
-    module: torch.nn.Module, x: torch.Tensor, out: torch.Tensor, arrays: dict[str, np.ndarray], names: dict[str, str]
+    module: torch.nn.Module, x: torch.Tensor, out: torch.Tensor, arrays: dict[str, np.ndarray], names: tuple[str, str]
 ) -> None:
     (out * tensor(arrays["grad_out"])).sum().backward()
     close(x.grad, arrays["grad_x"], GRADIENT_RTOL * np.abs(arrays["grad_x"]).max())

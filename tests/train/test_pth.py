@@ -248,7 +248,7 @@ def test_a_malicious_file_runs_nothing(save: Callable[[Any, Path], None], tmp_pa
         ({"conv1.weight": torch.zeros(3)}, "rpn.conv.weight (or proposal_generator.rpn_head.conv.weight), got ['conv1"),
         ({"rpn.conv.weight": torch.zeros(())}, "expected a parameter rpn.conv.weight"),
         ({"rpn.conv.weight": torch.zeros(64, 1, 1, 1)}, "trunk of 64 channels; expected 40 or 112"),
-        ({"backbone.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}, "a ResNet of (0, 0, 0) blocks; expected one of [(3, 4"),
+        ({"backbone.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}, "A trunk with ImageNet weights is what `weights`"),
     ],
 )
 def test_other_contents_are_one_clear_error(content: Any, says: str, tmp_path: Path, names: Path) -> None:

@@ -1,0 +1,66 @@
+"""glmd-train convert: to and from the files of the published GLMDNet, of DeFRCN and of detectron2."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from glmd_runtime.errors import UsageError
+
+_WAYS = (
+    "what comes out follows from the suffixes: --checkpoint ours.safetensors -o theirs.pth; "
+    "--checkpoint theirs.pth --config YAML or --classes FILE -o ours.safetensors; --config theirs.yaml -o ours.yaml"
+)
+
+
+def add_parser(commands: Any) -> None:
+    one = commands.add_parser(
+        "convert", help="read and write checkpoints and configurations of the published code and detectron2", epilog=_WAYS
+    )
+    add = one.add_argument
+    add("--checkpoint", type=Path, metavar="FILE", help="a .safetensors checkpoint, or weights in a .pth or .pkl file")
+    add("--config", type=Path, metavar="YAML", help="a published configuration, or the one a file of weights belongs to")
+    add("--classes", type=Path, metavar="FILE", help="class names of a file of weights, one a line")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="file to write; one that exists is replaced")
+    one.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    suffix = options.output.suffix
+    if options.checkpoint is None and options.config and suffix in (".yaml", ".yml"):
+        _translate(options.config, options.output)
+    elif options.checkpoint and suffix in (".pth", ".safetensors"):
+        _convert(options)
+    else:
+        raise UsageError(f"--checkpoint, --config and the output {options.output} do not go together: {_WAYS}.")
+    print(f"Written: {options.output}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    """A file of weights alone is written as such, under published names; a checkpoint in float32, so that nothing is
+    lost."""
+    import torch
+
+    from glmd_train.checkpoint import load_checkpoint, save_checkpoint
+    from glmd_train.official import write_official
+
+    checkpoint = load_checkpoint(options.checkpoint, config=options.config, classes=options.classes)
+    if options.output.suffix == ".pth":
+        write_official(options.output, checkpoint.model, checkpoint.config)
+    else:
+        save_checkpoint(options.output, checkpoint, torch.float32)
+
+
+def _translate(theirs: Path, output: Path) -> None:
+    import yaml
+
+    from glmd_runtime.sinks import whole_file
+    from glmd_train.official_yaml import is_published_yaml, translate
+
+    if theirs.is_file() and not is_published_yaml(theirs):
+        raise UsageError(f"{theirs} is no configuration of detectron2's kind: expected keys like MODEL and SOLVER.")
+    values = translate(theirs)
+    text = yaml.safe_dump(values, sort_keys=False, width=120)
+    with whole_file(output) as partial:
+        partial.write_text(f"# glmd-train fit --config {output.name}\n# Translated from {theirs.name}.\n{text}")
