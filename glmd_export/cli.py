@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
 if TYPE_CHECKING:
     from glmd_export.exporter import Recipe
     from glmd_runtime.verify import VerifyReport
+    from glmd_train.checkpoint import Checkpoint
 
 ENGINES = ("openvino", "tensorrt_rtx", "tensorrt")
 _EXIT_CODES = (
@@ -44,12 +47,26 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint of glmd-train (.safetensors, .pth)")
-    add("--config", type=Path, metavar="YAML", help="training configuration that a .pth file belongs to")
+    add("--ckpt", type=Path, required=True, metavar="FILE",
+        help="checkpoint of glmd-train (.safetensors, .pth), or of GLMDNet, DeFRCN, detectron2's C4 (.pth, .pkl)")
+    add("--config", type=Path, metavar="YAML", help="training configuration of a .pth file, ours or a published one")
     add("--classes", type=Path, metavar="FILE", help="class names of a .pth file, one a line")
     add("-o", "--output", type=Path, metavar="NAME.glmd", help="default: the checkpoint's stem, in the current folder")
     add("--overwrite", action="store_true", help="replace the bundle at the output path")
+    add("--size", type=_size, metavar="HxW",
+        help="canvas that frames are letterboxed to, height x width in pixels, for example 512x640 (default: the "
+             "checkpoint's; a published checkpoint has none)")
+    add("--proposals", type=int, metavar="N", help="proposals an image, 1 to 1000 (default: the checkpoint's)")
     add("--batch", type=int, default=1, metavar="N", help="images a call, 1 to 8 (default: 1); a short batch is padded")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """"512x640" -> (512, 640), height and width."""
+    found = re.fullmatch(r"(\d{2,4})[xX](\d{2,4})", text)
+    hw = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not all(32 <= side <= 4096 for side in hw):
+        raise argparse.ArgumentTypeError(f"expected HxW, 32 to 4096 pixels each, like 512x640; got {text!r}")
+    return hw
 
 
 def _add_engines(group: argparse._ArgumentGroup) -> None:
@@ -82,7 +99,8 @@ def run(options: argparse.Namespace) -> None:
         from glmd_export.exporter import export_bundle
         from glmd_train.checkpoint import load_checkpoint
 
-        checkpoint = load_checkpoint(options.ckpt, config=options.config, classes=options.classes)
+        loaded = load_checkpoint(options.ckpt, config=options.config, classes=options.classes)
+        checkpoint = _adapted(loaded, options)
         result = export_bundle(
             checkpoint, options.ckpt, output, _recipe(options),
             overwrite=options.overwrite, plot=options.plot, step=step,
@@ -95,6 +113,22 @@ def run(options: argparse.Namespace) -> None:
     if checkpoint.pcb and not options.pcb:
         print("The checkpoint's prototypes were left out; --pcb takes them along.", file=sys.stderr)
     print(f"Written: {output}", file=sys.stderr)
+
+
+def _adapted(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint:
+    """The checkpoint on the canvas and with the number of proposals that were asked for."""
+    spec, config = checkpoint.preprocess, checkpoint.config
+    if options.size:
+        spec = replace(spec, size_hw=options.size, resize="letterbox")
+    if spec.resize == "published":
+        raise UsageError(
+            f"{options.ckpt} sees pictures of no fixed size (shorter edge {spec.size_hw[0]}, longest "
+            f"{spec.size_hw[1]}); an engine has one canvas. Say which: --size 512x640, height x width."
+        )
+    if options.proposals:
+        config = config.model_copy(update={"proposals": options.proposals})
+        checkpoint.model.rpn.proposals = options.proposals
+    return replace(checkpoint, config=config, preprocess=spec)
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -122,6 +156,8 @@ def _check_usage(options: argparse.Namespace, output: Path) -> None:
     """What can be said before anything is loaded."""
     from glmd_runtime.bundle import check_target
 
+    if options.proposals is not None and not 1 <= options.proposals <= 1000:
+        raise UsageError(f"--proposals must be 1 to 1000; got {options.proposals}.")
     if not 1 <= options.batch <= 8:
         raise UsageError(f"--batch must be 1 to 8; got {options.batch}.")
     if output.suffix != ".glmd":

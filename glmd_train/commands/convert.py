@@ -16,11 +16,11 @@ _WAYS = (
 
 def add_parser(commands: Any) -> None:
     one = commands.add_parser(
-        "convert", help="read and write checkpoints and configurations of the published code and detectron2", epilog=_WAYS
+        "convert", help="checkpoints and configurations of the published code and of detectron2, and back", epilog=_WAYS
     )
     add = one.add_argument
     add("--checkpoint", type=Path, metavar="FILE", help="a .safetensors checkpoint, or weights in a .pth or .pkl file")
-    add("--config", type=Path, metavar="YAML", help="a published configuration, or the one a file of weights belongs to")
+    add("--config", type=Path, metavar="YAML", help="a published configuration, or the one of a file of weights")
     add("--classes", type=Path, metavar="FILE", help="class names of a file of weights, one a line")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="file to write; one that exists is replaced")
     one.set_defaults(run=run)
@@ -61,6 +61,6 @@ def _translate(theirs: Path, output: Path) -> None:
     if theirs.is_file() and not is_published_yaml(theirs):
         raise UsageError(f"{theirs} is no configuration of detectron2's kind: expected keys like MODEL and SOLVER.")
     values = translate(theirs)
-    text = yaml.safe_dump(values, sort_keys=False, width=120)
+    text = yaml.safe_dump(values, sort_keys=False, width=120, default_flow_style=None)
     with whole_file(output) as partial:
         partial.write_text(f"# glmd-train fit --config {output.name}\n# Translated from {theirs.name}.\n{text}")
