@@ -155,13 +155,10 @@ def stored_dtype(path: Path) -> torch.dtype:
         return next(file.get_tensor(key).dtype for key in file.keys() if not key.startswith(_PCB))  # noqa: SIM118
 
 
-def transfer(
-    source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...], *, keep_predictor: bool = True
-) -> None:
+def transfer(source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...]) -> None:
     """Start `model` from another checkpoint: everything but the predictor as it is, the predictor's rows by class name.
 
-    Classes that the source does not know keep their fresh initialisation; background is carried over. Without
-    `keep_predictor` all rows are fresh, which is the published surgery from base to novel classes.
+    Classes that the source does not know keep their fresh initialisation; background is carried over.
     Raises: CheckpointError if the two architectures differ elsewhere.
     """
     own, theirs = model.state_dict(), source.model.state_dict()
@@ -169,8 +166,7 @@ def transfer(
     wrong = [k for k in own if k not in predictor and (k not in theirs or theirs[k].shape != own[k].shape)]
     if wrong or set(theirs) - set(own):
         raise CheckpointError(f"The start weights are for another architecture; first difference: {wrong[:3]}")
-    rows = {k: _rows(k, own[k], theirs[k], source.class_names, class_names) if keep_predictor else own[k]
-            for k in predictor}
+    rows = {k: _rows(k, own[k], theirs[k], source.class_names, class_names) for k in predictor}
     model.load_state_dict({k: rows.get(k, theirs.get(k)) for k in own})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from glmd_train.evaluate import evaluate, torch_predict
 from glmd_train.model.backbone import load_imagenet
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.model.resnet import measure_statistics
+from glmd_train.official import load_start_weights
 from glmd_train.optimizer import build_optimizer, freeze_parts, set_rate
 from glmd_train.run_folder import RunFolder
 
@@ -182,14 +184,19 @@ def start_model(config: TrainConfig, pictures: TrainingSet) -> tuple[GLMDNet, tu
 
 
 def _start_from(weights: Path, model: GLMDNet, config: TrainConfig) -> tuple[str, ...]:
-    if weights.suffix != ".safetensors":
-        from glmd_train.official import load_start_weights
-
+    predictor = model.roi_heads.predictor
+    fresh = [(layer, deepcopy(layer.state_dict())) for layer in (predictor.cls_score, predictor.bbox_pred)]
+    known: tuple[str, ...] = ()
+    if weights.suffix == ".safetensors":
+        source = load_checkpoint(weights)
+        transfer(source, model, config.model.class_names)
+        known = source.class_names
+    else:
         load_start_weights(weights, model)
-        return ()
-    source = load_checkpoint(weights)
-    transfer(source, model, config.model.class_names, keep_predictor=config.predictor == "by_name")
-    return source.class_names
+    if config.predictor == "reset":  # the published surgery from base to novel classes
+        for layer, state in fresh:
+            layer.load_state_dict(state)
+    return known
 
 
 def validate(checkpoint: Checkpoint, validation: dict[Path, list[Any]]) -> dict[str, Any]:

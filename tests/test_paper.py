@@ -100,8 +100,9 @@ def drawn_world(folder: Path) -> World:
 
 def real_world() -> World:
     skip_unless((DATA / "coco_mini" / "instances.json").is_file(), "data", "GLMD_DATA does not hold coco_mini")
-    dogs = DATA / "dogs_people"
-    return World(DATA / "coco_mini", dogs / "train.json", dogs, ("dog", "person"), 160, (80, 150))
+    data = DATA.resolve()
+    dogs = data / "dogs_people"
+    return World(data / "coco_mini", dogs / "train.json", dogs, ("dog", "person"), 160, (80, 150))
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> Path:
@@ -135,13 +136,16 @@ def novel_config(world: World, folder: Path, support: str, output: str) -> Path:
     })
 
 
-def shuffle(support: Path, out: Path) -> Path:
-    """The same boxes, each picture's handed to another picture."""
+def shuffle(support: Path, out: Path, novel: tuple[str, str]) -> Path:
+    """The same boxes, each picture's handed to another picture, and each class's to the other class."""
     content = json.loads(support.read_text())
     ids = sorted({a["image_id"] for a in content["annotations"]})
     handed = dict(zip(ids, ids[1:] + ids[:1], strict=True))
+    first, second = (next(c["id"] for c in content["categories"] if c["name"] == name) for name in novel)
+    swapped = {first: second, second: first}
     for annotation in content["annotations"]:
         annotation["image_id"] = handed[annotation["image_id"]]
+        annotation["category_id"] = swapped.get(annotation["category_id"], annotation["category_id"])
     out.write_text(json.dumps(content))
     return out
 
@@ -202,7 +206,7 @@ def test_the_fine_tuned_model_finds_its_support_through_the_bundle(made: Made) -
 
 def test_shuffled_labels_teach_nothing(made: Made) -> None:
     for file in made.support:
-        shuffle(file, made.folder / f"shuffled_{file.name}")
+        shuffle(file, made.folder / f"shuffled_{file.name}", made.world.novel)
     run("glmd_train.cli", "fit", "--config",
         novel_config(made.world, made.folder, str(made.folder / "shuffled_*.json"), "shuffled"))
     assert mean_ap50(made, "--checkpoint", made.folder / "shuffled" / "model.safetensors") < 0.1

@@ -207,3 +207,18 @@ def test_a_confusion_aware_loss_changes_what_it_should_and_nothing_else(
     usual, aware = one_step(config, tmp_path / "usual"), one_step(config, tmp_path / "aware", change)
     same = {name for name in usual if torch.equal(usual[name], aware[name])}
     assert same == {name for name in usual if name.startswith(untouched)}
+
+
+@pytest.mark.parametrize(("predictor", "kept"), [("by_name", True), ("reset", False)])
+def test_start_weights_keep_their_predictor_or_begin_it_anew(
+    config: Path, whole: dict[str, Tensor], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, predictor: str,
+    kept: bool,
+) -> None:
+    start = next(tmp_path_factory.getbasetemp().glob("whole*/run")) / "model.safetensors"
+    # A step of next to no rate: the weights after it are those before it.
+    after = trained(config, tmp_path / "run", f"weights={start}", f"predictor={predictor}", "iterations=1",
+                    "learning_rate=1e-30", "weight_decay=0")
+    same = {n for n in whole if torch.allclose(after[n], whole[n].half().float(), rtol=0, atol=1e-20)}
+    layers = [n for n in whole if "predictor.cls_score" in n or "predictor.bbox_pred" in n]
+    assert same >= set(whole) - set(layers)
+    assert same.issuperset(layers) if kept else same.isdisjoint(n for n in layers if n.endswith("weight"))
