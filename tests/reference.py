@@ -75,3 +75,11 @@ def _bilinear(features: np.ndarray, y: float, x: float) -> np.ndarray:
     upper = features[:, top, left] * (1 - x + left) + features[:, top, right] * (x - left)
     lower = features[:, bottom, left] * (1 - x + left) + features[:, bottom, right] * (x - left)
     return upper * (1 - y + top) + lower * (y - top)
+
+
+def calibrate_one(score: float, logits: np.ndarray, prototype: np.ndarray, spec: object) -> float:
+    """PCB of one detection, as the paper has it."""
+    if not (spec.lower < score <= spec.upper and prototype.any()):
+        return score
+    cosine = float(logits @ prototype) / (np.sqrt(logits @ logits) * np.sqrt(prototype @ prototype))
+    return spec.alpha * score + (1 - spec.alpha) * cosine
