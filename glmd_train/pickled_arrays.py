@@ -115,11 +115,16 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """And what it writes for none."""
+    return b""
+
+
 _NUMPY: Mapping[str, Callable[..., Any]] = {
     "multiarray._reconstruct": _empty, "multiarray.scalar": _scalar, "numeric._frombuffer": _from_buffer,
 }
 _STAND_INS: Mapping[str, Callable[..., Any]] = {
-    "numpy.ndarray": _Array, "numpy.dtype": _Dtype, "_codecs.encode": _encoded,
+    "numpy.ndarray": _Array, "numpy.dtype": _Dtype, "_codecs.encode": _encoded, "__builtin__.bytes": _no_bytes,
     "collections.OrderedDict": OrderedDict,
     **{f"numpy.{core}.{name}": made for core in ("core", "_core") for name, made in _NUMPY.items()},  # numpy 1, 2
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,14 @@ def config(**changes: Any) -> ModelConfig:
 
 def drawn(**changes: Any) -> dict[str, Tensor]:
     """Our parameters, none of them at a value that it begins with."""
+    return dict(_drawn(config(**changes).model_dump_json()))
+
+
+@cache
+def _drawn(json_text: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return {key: torch.rand_like(value) for key, value in build_model(config(**changes)).state_dict().items()}
+    model = build_model(ModelConfig.model_validate_json(json_text))
+    return {key: torch.rand_like(value) for key, value in model.state_dict().items()}
 
 
 def names_file(folder: Path, number: int = 2) -> Path:
