@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def load_classifier(name: str = LITE0, weights: Path | None = None) -> Classifie
         if weights:
             raise UsageError(f"{LITE0} brings its own weights: leave out --pcb-weights, or name another --pcb-model.")
         return _lite0()
+    _builder(name)  # a wrong name is said before anything of the weights
     if weights is None:
         raise UsageError(f"{name} needs a file of weights, as nothing is downloaded. Add --pcb-weights FILE.")
     if not weights.is_file():
@@ -132,10 +134,11 @@ def _lite0() -> Classifier:
 
 def _network(name: str, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """The network with its weights; its number of classes follows theirs."""
-    network = _built(name)
+    build = _builder(name)
+    network = build()
     last = list(network.state_dict())[-1]  # the bias of the last layer
     if last in weights and len(weights[last]) != len(network.state_dict()[last]):
-        network = _built(name, num_classes=len(weights[last]))
+        network = build(num_classes=len(weights[last]))
     own = network.state_dict()
     # Files older than PyTorch 0.4.1, such as the published resnet101-5d3b4d8f.pth, do not count batches.
     missing = sorted(k for k in set(own) - set(weights) if not k.endswith("num_batches_tracked"))
@@ -150,12 +153,12 @@ def _network(name: str, weights: Mapping[str, Tensor], source: str) -> nn.Module
     return network
 
 
-def _built(name: str, **options: int) -> nn.Module:
+def _builder(name: str) -> Callable[..., nn.Module]:
     library, _, model = name.partition(":")
     if library == "torchvision" and model in models.list_models(module=models):
-        return models.get_model(model, weights=None, **options)
+        return partial(models.get_model, model, weights=None)
     if library == "timm" and timm.is_model(model):
-        return timm.create_model(model, **options)
+        return partial(timm.create_model, model)
     raise UsageError(f"--pcb-model must be {LITE0}, torchvision:NAME or timm:NAME of a classifier; got {name!r}.")
 
 
