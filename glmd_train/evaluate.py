@@ -20,6 +20,7 @@ from glmd_runtime.preprocess import preprocess
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record
 from glmd_train.intervals import Interval, ap_interval
+from glmd_train.prototypes import calibrated_detections
 
 Predict = Callable[[NDArray[Any]], Detections]
 # AP counts every detection above this score (the published TEST threshold).
@@ -86,8 +87,11 @@ class FalseAlarms:
         return {**vars(self), **rates}
 
 
-def torch_predict(checkpoint: Checkpoint, score_threshold: float = EVAL_SCORE) -> Predict:
-    """The checkpoint as a function frame -> Detections, with the pre- and post-processing of the device."""
+def torch_predict(checkpoint: Checkpoint, score_threshold: float = EVAL_SCORE, *, pcb: bool = True) -> Predict:
+    """The checkpoint as a function frame -> Detections, with the pre- and post-processing of the device.
+
+    pcb: calibrate the scores where the checkpoint holds prototypes.
+    """
     spec = PostprocessSpec(
         (score_threshold,) * len(checkpoint.class_names), checkpoint.postprocess.nms_iou,
         checkpoint.postprocess.max_detections,
@@ -99,8 +103,10 @@ def torch_predict(checkpoint: Checkpoint, score_threshold: float = EVAL_SCORE) -
         valid_hw = torch.tensor([geometry.valid_hw], dtype=torch.float32, device=device)
         with torch.inference_mode():
             raw = checkpoint.model(torch.from_numpy(image)[None].to(device), valid_hw)
-        arrays = (t[0].cpu().numpy() for t in (raw.boxes, raw.scores, raw.valid))
-        return postprocess(RawOutputs(*arrays), geometry, spec, checkpoint.class_names)
+        arrays = RawOutputs(*(t[0].cpu().numpy() for t in (raw.boxes, raw.scores, raw.valid)))
+        if pcb and checkpoint.pcb:
+            return calibrated_detections(checkpoint, frame, arrays, geometry, spec)
+        return postprocess(arrays, geometry, spec, checkpoint.class_names)
 
     return predict
 

@@ -10,7 +10,7 @@ from typing import Any
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import DatasetError, SourceError, UsageError
 from glmd_runtime.video.sources import PICTURE_SUFFIXES, read_picture
-from glmd_train.data.coco import Record
+from glmd_train.data.coco import Record, load_coco_files
 from glmd_train.evaluate import (
     EVAL_SCORE,
     FIELDS,
@@ -19,6 +19,7 @@ from glmd_train.evaluate import (
     Score,
     detect,
     false_alarms,
+    in_order,
     is_empty,
     score,
 )
@@ -29,13 +30,13 @@ from glmd_train.intervals import Interval, ap_intervals
 class Model:
     """A checkpoint or bundle, opened.
 
-    thresholds  its own score thresholds, one a class
-    predict     frame -> Detections with score > EVAL_SCORE, by PCB state: "on" and "off", or "" without prototypes
+    thresholds  its own score thresholds, one a class, by PCB state: "on" and "off", or "" without prototypes
+    predict     frame -> Detections with score > EVAL_SCORE, by PCB state
     """
 
     name: str
     class_names: tuple[str, ...]
-    thresholds: tuple[float, ...]
+    thresholds: Mapping[str, tuple[float, ...]]
     provenance: Mapping[str, Any]
     predict: Mapping[str, Predict]
 
@@ -78,6 +79,20 @@ class Run:
         return {"classes": [c for c in self.groups[name] if c in self.score.classes], **means, **bounds}
 
 
+def load_set(annotations: Path, class_names: tuple[str, ...], images: Path | None = None) -> list[Record]:
+    """A COCO file (or several, by wildcards) to score on, in the order of `in_order`.
+
+    Raises: DatasetError as `load_coco_files` does, and if there is no object of these classes.
+    """
+    records = in_order(load_coco_files([annotations], class_names, images))
+    if not any(len(record.labels) for record in records):
+        raise DatasetError(
+            f"{annotations} holds no object of the model's classes {list(class_names)}, so there is no AP. Expected at "
+            "least one; pictures without objects are for --background."
+        )
+    return records
+
+
 def detect_background(model: Model, pictures: Sequence[Path]) -> dict[str, list[Detections]]:
     """What the model finds in pictures without objects, by PCB state. Raises: DatasetError if one cannot be read."""
     try:
@@ -92,23 +107,17 @@ def run_model(
 ) -> list[Run]:
     """Score a model in each of its PCB states.
 
-    Args: data, name of the set; records, in order (`in_order`); background, what the model found in pictures without
+    Args: data, name of the set; records, of `load_set`; background, what the model found in pictures without
         objects beside those that the set has (`detect_background`); base, its base classes, the others being novel, or
         None where nobody knows.
-    Raises: DatasetError if no record holds an object of the model's classes.
     """
-    if not any(len(record.labels) for record in records):
-        raise DatasetError(
-            f"{data} holds no object of the model's classes {list(model.class_names)}, so there is no AP. Expected at "
-            "least one; pictures without objects are for --background."
-        )
     groups = class_groups(model.class_names, base)
     ids = {name: [model.class_names.index(c) for c in classes] for name, classes in groups.items()}
-    thresholds = tuple(max(own, EVAL_SCORE) for own in model.thresholds)
     runs = []
     for pcb, predict in model.predict.items():
         found = detect(predict, records)
         empty = [one for record, one in zip(records, found, strict=True) if is_empty(record)]
+        thresholds = tuple(max(own, EVAL_SCORE) for own in model.thresholds[pcb])
         alarms = false_alarms([*empty, *background[pcb]], thresholds)
         scores = score(list(records), found, model.class_names)
         intervals = ap_intervals(records, found, ids)

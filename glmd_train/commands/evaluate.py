@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from glmd_runtime.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
+    from glmd_runtime.calibration import CalibrationSpec
+    from glmd_runtime.postprocess import PostprocessSpec
     from glmd_train.checkpoint import Checkpoint
     from glmd_train.data.coco import Record
     from glmd_train.evaluate import Predict
@@ -83,7 +85,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def evaluate_models(options: argparse.Namespace) -> dict[str, list[Run]]:
     """The runs of every model, by set as it was named; with --data-per-model they are one set."""
-    from glmd_train.runs import background_pictures, detect_background, run_model, short_names
+    from glmd_train.runs import background_pictures, detect_background, load_set, run_model, short_names
 
     paths = options.checkpoint or options.engine
     pictures = background_pictures(options.background) if options.background else []
@@ -93,7 +95,8 @@ def evaluate_models(options: argparse.Namespace) -> dict[str, list[Run]]:
     for i, (path, name) in enumerate(zip(paths, short_names(paths), strict=True)):
         with open_model(path, name, options) as model:
             if not sets:  # all of them now: a wrong file is an error before the long work
-                names, sets = model.class_names, _load(options, model.class_names)
+                names = model.class_names
+                sets = {file: load_set(file, names, options.images) for file in options.data_per_model or options.data}
             if model.class_names != names:
                 raise UsageError(
                     f"Runs of one training have the same classes; {paths[0]} has {list(names)}, {path} has "
@@ -109,32 +112,41 @@ def evaluate_models(options: argparse.Namespace) -> dict[str, list[Run]]:
     return results
 
 
-def _load(options: argparse.Namespace, class_names: tuple[str, ...]) -> dict[Path, list[Record]]:
-    from glmd_train.data.coco import load_coco_files
-    from glmd_train.evaluate import in_order
-
-    files = options.data_per_model or options.data
-    return {path: in_order(load_coco_files([path], class_names, options.images)) for path in files}
-
-
 @contextmanager
 def open_model(path: Path, name: str, options: argparse.Namespace) -> Iterator[Model]:
     """A checkpoint on its device, or a bundle, for as long as the context lasts."""
+    from glmd_runtime import Detector
+    from glmd_runtime.bundle import open_bundle
+    from glmd_train.evaluate import EVAL_SCORE, torch_predict
+
+    with ExitStack() as stack:
+        if options.engine:
+            manifest = open_bundle(path.parent if path.is_file() else path).manifest
+
+            def detector(pcb: bool) -> Predict:
+                one = Detector(path, score_threshold=EVAL_SCORE, device=options.device, pcb=pcb)
+                return stack.enter_context(one).run
+
+            own, calibration = manifest.postprocess, manifest.calibration
+            made = manifest.provenance.get("training", {})
+            yield _model(name, manifest.class_names, made, own, calibration, detector)
+        else:
+            one = _open_checkpoint(path, options)
+            calibration = one.pcb.calibration.spec if one.pcb else None
+            yield _model(name, one.class_names, one.provenance, one.postprocess, calibration,
+                         lambda pcb: torch_predict(one, pcb=pcb))
+
+
+def _model(
+    name: str, class_names: tuple[str, ...], provenance: Mapping[str, Any], own: PostprocessSpec,
+    calibration: CalibrationSpec | None, predict: Callable[[bool], Predict],
+) -> Model:
+    """`predict` is told whether PCB is on; where there are prototypes it is asked for both."""
     from glmd_train.runs import Model
 
-    if options.engine:
-        from glmd_runtime import Detector
-        from glmd_runtime.bundle import open_bundle
-        from glmd_train.evaluate import EVAL_SCORE
-
-        manifest = open_bundle(path.parent if path.is_file() else path).manifest
-        with Detector(path, score_threshold=EVAL_SCORE, device=options.device) as detector:
-            yield Model(name, detector.class_names, manifest.postprocess.score_thresholds,
-                        manifest.provenance.get("training", {}), {"": detector.run})
-    else:
-        checkpoint = _open_checkpoint(path, options)
-        yield Model(name, checkpoint.class_names, checkpoint.postprocess.score_thresholds, checkpoint.provenance,
-                    torch_predictions(checkpoint))
+    specs = {"on": calibration.postprocess(own), "off": own} if calibration else {"": own}
+    thresholds = {state: spec.score_thresholds for state, spec in specs.items()}
+    return Model(name, class_names, thresholds, provenance, {state: predict(state == "on") for state in specs})
 
 
 def _open_checkpoint(path: Path, options: argparse.Namespace) -> Checkpoint:
@@ -145,14 +157,9 @@ def _open_checkpoint(path: Path, options: argparse.Namespace) -> Checkpoint:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("--device cuda: PyTorch finds no CUDA device here. Use --device cpu.")
     checkpoint = load_checkpoint(path, config=options.config, classes=options.classes)
-    checkpoint.model.to(options.device or "cpu")
+    for part in (checkpoint.model, *([checkpoint.pcb.classifier] if checkpoint.pcb else [])):
+        part.to(options.device or "cpu")
     return checkpoint
-
-
-def torch_predictions(checkpoint: Checkpoint) -> dict[str, Predict]:
-    from glmd_train.evaluate import torch_predict
-
-    return {"": torch_predict(checkpoint)}
 
 
 def base_classes(options: argparse.Namespace, model: Model) -> set[str] | None:

@@ -1,13 +1,14 @@
 """`glmd-train eval` as a user runs it: on a bundle in miniature, whose answers are known, and on small checkpoints.
 
-Of a picture of one grey level the bundle in miniature says that there is a person and a car, as tests/tiny.py has it: with
-scores 0.5 and 0.25 of middle grey, 0.07 and 0.04 of black.
+Of a picture of one grey level the bundle in miniature says that there is a person and a car, as tests/tiny.py has it:
+with scores 0.5 and 0.25 of middle grey, 0.07 and 0.04 of black.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import numpy as np
 import pytest
 import torch
 
+from glmd_runtime.calibration import Calibration, CalibrationSpec
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_train import intervals
-from glmd_train.checkpoint import Checkpoint, save_checkpoint
+from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from glmd_train.classifier import Pcb, load_classifier
 from glmd_train.cli import main
 from glmd_train.config import ModelConfig, PreprocessConfig
+from glmd_train.evaluate import torch_predict
 from glmd_train.model.detector import build_model
 from tests import tiny
 from tests.train.squares import glmd_train
@@ -303,3 +307,37 @@ def test_runs_of_other_classes_are_no_runs_of_one_training(
 def test_the_command_as_a_process(bundle: Path, labels: Path) -> None:
     result = glmd_train("eval", "--engine", bundle, "--data", labels)
     assert "person" in result.stdout and "1000 per 1000 empty frames" in result.stdout and result.stderr == ""
+
+
+def test_a_model_with_prototypes_is_scored_with_pcb_on_and_off(
+    checkpoints: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All detections become more alike to the one prototype, or less; only with PCB on do scores move."""
+    plain = load_checkpoint(checkpoints[0])
+    classifier = load_classifier()
+    prototypes = np.zeros((2, 1000), np.float32)
+    prototypes[0] = np.random.default_rng(0).normal(size=1000)
+    spec = CalibrationSpec(score_thresholds=(0.4, 0.6))
+    calibrated = replace(plain, pcb=Pcb(classifier, Calibration(spec, prototypes)))
+    path = save_checkpoint(tmp_path / "pcb.safetensors", calibrated)
+    data = write_set(tmp_path, [(GREY, [(1, PERSON, 0)]), (GREY, [])])
+
+    frame = cv2.imread(str(tmp_path / "1.png"), cv2.IMREAD_UNCHANGED)
+    on, off, without = (
+        predict(frame) for predict in (
+            torch_predict(calibrated, 0.0), torch_predict(calibrated, 0.0, pcb=False), torch_predict(plain, 0.0)
+        )
+    )
+    assert (off.scores == without.scores).all() and sorted(on.scores) != sorted(off.scores)
+    assert (np.diff(on.scores) <= 0).all()
+
+    (result,) = scores(capsys, "--checkpoint", path, "--data", data, "--out", tmp_path / "out").values()
+    assert (result["pcb"], result["pcb_off"]["pcb"]) == ("on", "off")
+    (alone,) = scores(capsys, "--checkpoint", checkpoints[0], "--data", data).values()
+    assert alone["pcb"] is None and alone["classes"] == result["pcb_off"]["classes"]
+    assert alone["false_alarms"] == result["pcb_off"]["false_alarms"]
+    assert result["false_alarms"]["own_thresholds"] == [0.4, 0.6]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"pcb_on", "pcb_off", "scores.json"}
+    assert main(["eval", "--checkpoint", str(path), "--data", str(data)]) == 0
+    said = capsys.readouterr().out
+    assert "mean, PCB on" in said and "mean, PCB off" in said and "false alarms, PCB off" in said
