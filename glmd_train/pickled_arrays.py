@@ -11,7 +11,6 @@ import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _STAND_INS:
             raise RefusedError(f"{module}.{name}")
-        return partial(_STAND_INS[f"{module}.{name}"])  # a pickle may set attributes of what it names: of this alone
+        return _STAND_INS[f"{module}.{name}"]
 
 
 def _with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
