@@ -49,7 +49,7 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
     model, _ = start_model(config, pictures)
     freeze_parts(model, config)
     shapes = {"images": list(images.shape)}
-    with _recorded(model, shapes), _saved_for_backward() as saved:
+    with _recorded(model, shapes), _saved_for_backward(model) as saved:
         losses = model.train().losses(images, valid_hw, targets)
     share = config.batch_size // (processes * config.accumulate)
     return DryRun(
@@ -79,13 +79,15 @@ def _recorded(model: GLMDNet, shapes: dict[str, list[int]]) -> Iterator[None]:
 
 
 @contextmanager
-def _saved_for_backward() -> Iterator[dict[int, int]]:
-    """Bytes of each storage that autograd keeps for the backward pass, by its address."""
+def _saved_for_backward(model: GLMDNet) -> Iterator[dict[int, int]]:
+    """Bytes of each storage that autograd keeps for the backward pass, by its address; not those of the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
