@@ -27,6 +27,7 @@ from glmd_train.config import ModelConfig, PreprocessConfig
 from glmd_train.evaluate import torch_predict
 from glmd_train.model.detector import build_model
 from tests import tiny
+from tests.runtime.test_calibration import pcb_bundle
 from tests.train.squares import glmd_train
 
 PERSON, CAR = [10, 10, 10, 30], [40, 20, 40, 44]  # x, y, width, height: where the bundle in miniature has them
@@ -341,3 +342,15 @@ def test_a_model_with_prototypes_is_scored_with_pcb_on_and_off(
     assert main(["eval", "--checkpoint", str(path), "--data", str(data)]) == 0
     said = capsys.readouterr().out
     assert "mean, PCB on" in said and "mean, PCB off" in said and "false alarms, PCB off" in said
+
+
+def test_a_bundle_with_prototypes_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A person of score 0.28 in dark grey, which is as tall as the prototype: with PCB its score is 0.61."""
+    data = write_set(tmp_path / "set", [(81, [(1, PERSON, 0)]), (81, [])])
+    (result,) = scores(capsys, "--engine", pcb_bundle(tmp_path / "t.glmd").path, "--data", data).values()
+    off = result["pcb_off"]
+    assert (result["pcb"], result["classes"]["person"]["recall"], result["false_alarms"]["fixed"]) == ("on", 1.0, 1)
+    assert (off["pcb"], off["classes"]["person"]["recall"], off["false_alarms"]["fixed"]) == ("off", 0.0, 0)
+    assert result["false_alarms"]["own_thresholds"] == [0.4, 0.1]
+    assert off["false_alarms"]["own_thresholds"] == [0.2, 0.1]
+    assert (result["false_alarms"]["own"], off["false_alarms"]["own"]) == (2, 2)
