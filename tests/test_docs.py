@@ -67,3 +67,12 @@ def test_figures_in_the_readme_are_those_of_the_committed_results() -> None:
         mean = accuracy["sets"][name]["mean"]
         row = next(line for line in README.splitlines() if line.startswith(f"| {name} "))
         assert f"{100 * mean['ap50']:.1f}" in row and f"{100 * mean['recall']:.1f}" in row
+
+
+BENCHMARKS = {name for document in DOCUMENTS for name in re.findall(r"python -m (benchmarks\.\w+)", document.read_text())}
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_benchmarks_that_documents_name_start(name: str) -> None:
+    result = subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 0, result.stderr
