@@ -38,7 +38,7 @@ def is_official(weights: Mapping[str, Tensor]) -> bool:
 def from_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published parameters under our names; unknown ones keep theirs, so that whoever loads them can name them.
 
-    The gates' 1x1 convolutions become matrices. The affine layers, which detectron2's own detectors lack, are identities.
+    The gates' 1x1 convolutions become matrices. Affine layers, which detectron2's own detectors lack, are identities.
     """
     ours = {}
     for key, value in weights.items():

@@ -6,7 +6,8 @@ names:
 
 * ENABLE_MDF: False changes nothing in the published code, and so nothing here.
 * RPN.BACKWARD_SCALE is not used with the CA loss: the ROI head's takes its place.
-* ENABLE_DECOUPLE: False leaves the affine layers in, as they begin (the identity), with the whole gradient.
+* ENABLE_DECOUPLE: False gives the whole gradient. The affine layer, which theirs then skips, begins as the identity and
+  is trained; weights in which it is something else are refused with such a configuration.
 * A file that names no key of GLMDNet or DeFRCN has detectron2's own defaults.
 * Biases are decayed by WEIGHT_DECAY_BIAS, 1e-4 in detectron2 0.3, whatever the weights are decayed by.
 * Images of a batch do not influence each other (model.published_batching is off).
@@ -88,6 +89,12 @@ def published_network(path: Path, class_names: tuple[str, ...] | None = None) ->
     if class_names is None:
         class_names = _class_names(values, path)
     return _checked(NetworkConfig, _network(values, class_names), path)
+
+
+def unused_affine_layers(path: Path) -> tuple[str, ...]:
+    """The affine layers that the published code has with this configuration, but does not apply."""
+    values, parts = _read(path), {"affine_rpn": "RPN", "affine_rcnn": "ROI_HEADS"}
+    return tuple(layer for layer, part in parts.items() if not values[f"MODEL.{part}.ENABLE_DECOUPLE"])
 
 
 def published_test_settings(

@@ -24,7 +24,12 @@ from glmd_train.config import ModelConfig, NetworkConfig, PreprocessConfig, ResN
 from glmd_train.model.backbone import CUTS
 from glmd_train.model.resnet import BLOCKS
 from glmd_train.official_names import published_name
-from glmd_train.official_yaml import is_published_yaml, published_network, published_test_settings
+from glmd_train.official_yaml import (
+    is_published_yaml,
+    published_network,
+    published_test_settings,
+    unused_affine_layers,
+)
 from glmd_train.pickled_arrays import read_pickle
 
 _NESTED = ("model", "state_dict", "blobs")  # where training programs put the weights, beside optimizer and scheduler
@@ -207,15 +212,25 @@ def describe(weights: Mapping[str, Tensor], path: Path, config: Path | None, cla
     published = config is not None and is_published_yaml(config)
     if config and classes and not published:
         raise UsageError("--config and --classes both name the classes; leave one of them out.")
+    if config and published:
+        return _fitting(_translated(weights, path, config, classes), found, path, config)
     if config:
-        names = _read_names(classes) if classes else None
-        network = published_network(config, names) if published else load_network_config(config)
-        return _fitting(network, found, path, config)
+        return _fitting(load_network_config(config), found, path, config)
     if classes:
         return _named(found, path, classes, weights)
     raise UsageError(
         f"{path} holds weights alone, not the names of its {found.classes} classes. {_command(found, path)}"
     )
+
+
+def _translated(weights: Mapping[str, Tensor], path: Path, config: Path, classes: Path | None) -> NetworkConfig:
+    """The network of a published configuration."""
+    if has_affine(weights, unused_affine_layers(config)):
+        raise UsageError(
+            f"{config} has ENABLE_DECOUPLE: False, with which the published code skips affine layers that {path} "
+            "was trained with. Give the configuration of its own training."
+        )
+    return published_network(config, _read_names(classes) if classes else None)
 
 
 def _fitting(network: NetworkConfig, found: Architecture, path: Path, config: Path) -> NetworkConfig:
@@ -266,11 +281,11 @@ def _published_settings(
     )
 
 
-def has_affine(weights: Mapping[str, Tensor]) -> bool:
+def has_affine(weights: Mapping[str, Tensor], layers: tuple[str, ...] = ("affine_rpn", "affine_rcnn")) -> bool:
     """Whether the affine layers do anything; detectron2's own detectors have none."""
     identity = {"weight": 1.0, "bias": 0.0}
-    layers = {key: value for key, value in weights.items() if key.startswith(("affine_rpn.", "affine_rcnn."))}
-    return any(bool((value != identity[key.rpartition(".")[2]]).any()) for key, value in layers.items())
+    parts = {key.partition("."): value for key, value in weights.items()}
+    return any(bool((v != identity[part]).any()) for (layer, _, part), v in parts.items() if layer in layers)
 
 
 def _read_names(classes: Path) -> tuple[str, ...]:

@@ -211,6 +211,16 @@ def test_a_checkpoint_is_read_with_its_published_configuration(tmp_path: Path) -
         load_checkpoint(path, config=written(tmp_path, ifsod(10, 3000, 4000)))
 
 
+def test_affine_layers_that_the_published_code_would_skip_are_not_applied_in_silence(tmp_path: Path) -> None:
+    weights = to_official(drawn(class_names=IFSOD_CLASSES), config(class_names=IFSOD_CLASSES))
+    without = written(tmp_path, small(changed(ifsod(10, 3000, 4000), "MODEL.RPN.ENABLE_DECOUPLE", False)))
+    with pytest.raises(UsageError, match="ENABLE_DECOUPLE: False"):
+        load_checkpoint(saved(tmp_path, weights), config=without)
+    weights |= {key: torch.ones_like(value) for key, value in weights.items() if key == "affine_rpn.weight"}
+    weights |= {key: torch.zeros_like(value) for key, value in weights.items() if key == "affine_rpn.bias"}
+    load_checkpoint(saved(tmp_path, weights), config=without)
+
+
 def test_names_of_unknown_data_are_told_beside_the_configuration(tmp_path: Path) -> None:
     weights = detectron2(drawn(**PLAIN))
     values = small({"MODEL": {"ROI_HEADS": {"NUM_CLASSES": 2}}, "DATASETS": {"TRAIN": "('my_set',)"}})
