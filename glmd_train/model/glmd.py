@@ -62,8 +62,11 @@ class EncoderLayer(nn.Module):
 
     def attention(self, tokens: Tensor) -> Tensor:
         n, length, channels = tokens.shape
-        qkv = self.qkv(tokens).reshape(n, length, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, L, C / heads)
+        # Split into three, then into heads: in the shorter form, which permutes all at once, OpenVINO (2026.4) takes
+        # tokens for heads when there are as many of both.
+        parts = self.qkv(tokens).chunk(3, dim=2)  # each (N, L, C)
+        heads = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        q, k, v = heads  # each (N, heads, L, C / heads)
         dropout = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (N, heads, L, C / heads)
         return self.out(mixed.transpose(1, 2).reshape(n, length, channels))

@@ -15,6 +15,7 @@ from glmd_train.config import ResNetConfig
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 _EPS = 1e-5
+_BRANCH_SCALE = 0.25  # 33 blocks then make a signal 2.8 times as large, not 100,000 times
 
 
 class ConvNorm(nn.Module):
@@ -39,6 +40,8 @@ class Bottleneck(nn.Module):
         self.conv2 = ConvNorm(width, width, 3, groups=groups)
         self.conv3 = ConvNorm(width, outside, 1)
         self.shortcut = ConvNorm(inside, outside, 1, stride=stride) if inside != outside else nn.Identity()
+        with torch.no_grad():  # else random weights, whose norms are identities, double the signal in every block
+            self.conv3.conv.weight *= _BRANCH_SCALE
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.relu(self.conv2(F.relu(self.conv1(x))))

@@ -25,6 +25,7 @@ from glmd_runtime.errors import UnsupportedError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry
 from glmd_train.checkpoint import Checkpoint
+from glmd_train.model.glmd import GLMDNeck
 from tests.conftest import skip_unless
 from tests.reference import postprocess as slow_postprocess
 
@@ -167,3 +168,18 @@ def test_a_model_without_a_canvas_is_refused(checkpoint: Checkpoint, tmp_path: P
     with pytest.raises(UnsupportedError, match="letterbox"):
         export_onnx(free, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@BACKENDS
+def test_a_feature_map_as_wide_as_there_are_attention_heads(name: str, tmp_path: Path) -> None:
+    """16 heads on maps of 16 cells a side, where one library took tokens for heads."""
+    skip_unless(name in backends.available(), name, f"{name} is not installed")
+    torch.manual_seed(0)
+    neck, x = GLMDNeck(64).eval(), torch.randn(1, 64, 12, 16)
+    for side, features in {"wide": x, "high": x.transpose(2, 3).contiguous()}.items():
+        file = tmp_path / f"{side}.onnx"
+        torch.onnx.export(neck, (features,), file, input_names=["x"], output_names=["y"], dynamo=True, verbose=False)
+        backend = backends.load(name, file)
+        came = backend.run({"x": features.numpy()})["y"]
+        backend.close()
+        np.testing.assert_allclose(came, neck(features).detach(), atol=1e-4)
