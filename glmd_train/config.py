@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -38,6 +39,8 @@ class ModelConfig(_Strict):
     """The network. Sizes in network pixels; defaults are the light model's (docs/light_model.md has the trials).
 
     resnet          of the ResNet trunks only
+    published_batching  the published training where it is odd: context modelling over all images of a batch, rows of
+                    the CA loss in slices, the attention's input bias decaying as a weight
     rpn_loss, roi_loss  "ca" is the confusion-aware loss of the published fine-tuning, "ce" the usual cross entropy
     """
 
@@ -206,7 +209,7 @@ class TrainConfig(NetworkConfig):
     devices: PositiveInt | Literal["auto"] = "auto"
     nodes: PositiveInt = 1
     workers: int = Field(0, ge=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     checkpoint_minutes: PositiveFloat = 5.0
     eval_every: PositiveInt | None = None
 
@@ -263,8 +266,17 @@ def _validated(kind: type[_Config], values: dict[str, Any], path: Path) -> _Conf
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}; got {e['input']!r}" for e in error.errors()]
-        raise UsageError(f"{path} is not a training configuration:\n" + "\n".join(lines)) from error
+        raise UsageError(f"{path} is not a training configuration:\n{problems(error)}") from error
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2  # an input is as large as its file wants it to be
+
+
+def problems(error: ValidationError) -> str:
+    """A line for each value that pydantic refused: where, why, and what came."""
+    lines = (f"  {'.'.join(map(str, e['loc']))}: {e['msg']}; got {_SHORT.repr(e['input'])}" for e in error.errors())
+    return "\n".join(lines)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -275,7 +287,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise UsageError(f"--set {key}: {parent} is not a group of keys")
+            raise UsageError(f"--set {key}: {parent} is not a group of keys. A list is given whole: train=[{{...}}]")
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -25,10 +25,12 @@ _COPIES = {"sgd": 2, "adamw": 3}
 @dataclass(frozen=True)
 class DryRun:
     """configuration, in full; shapes of the first picture's tensors by part; parameters by part (all, trainable);
-    pictures in the training set; memory in MiB by use, of one device; losses of the first picture by name."""
+    pictures and objects by class in the training set; memory in MiB by use, of one device; losses of the first picture
+    by name."""
 
     configuration: dict[str, Any]
     pictures: int
+    objects: dict[str, int]
     shapes: dict[str, list[int]]
     parameters: dict[str, tuple[int, int]]
     memory: dict[str, float]
@@ -46,7 +48,8 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
     for dataset in config.val:
         load_records(dataset, names)
     images, valid_hw, targets = collate([pictures[0]])
-    model, _ = start_model(config, pictures)
+    model, known = start_model(config, pictures)
+    pictures.check_classes(known)
     freeze_parts(model, config)
     shapes = {"images": list(images.shape)}
     with _recorded(model, shapes), _saved_for_backward(model) as saved:
@@ -55,6 +58,7 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
     return DryRun(
         configuration=config.model_dump(mode="json"),
         pictures=len(pictures.records),
+        objects=pictures.count_objects(),
         shapes=shapes,
         parameters=_parameters(model),
         memory=_memory(model, _COPIES[config.optimizer], sum(saved.values()) * share),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -47,12 +48,13 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     validation = {data.annotations: load_records(data, names) for data in config.val}
 
     model, known = start_model(config, pictures)
+    pictures.check_classes(known)
     freeze_parts(model.to(memory_format=torch.channels_last), config)
     optimizer = build_optimizer(model, config)
     wrapped, optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("losses")
     # After the set-up, which moves the parameters to their device: the optimizer's state follows them there.
-    first = folder.restore(model, optimizer)
+    first = restored(folder, fabric, model, optimizer)
     loader = fabric.setup_dataloaders(share(pictures, fabric, config, first), use_distributed_sampler=False)
     if fabric.is_global_zero:
         folder.begin(config, first)
@@ -76,10 +78,12 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + loss.detach() / config.accumulate
             values = mean_over_processes(fabric, sums)
-            if not np.isfinite(list(values.values())).all():
-                raise not_finite(iteration, values, [target.name for *_, targets in parts for target in targets])
-            if config.clip_norm:
-                fabric.clip_gradients(wrapped, optimizer, max_norm=config.clip_norm)
+            # Without a limit this only measures: the factor on the gradients is then 1.
+            limit = config.clip_norm or math.inf
+            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
+            if not np.isfinite([*values.values(), norm.item()]).all():
+                images = [target.name for *_, targets in parts for target in targets]
+                raise not_finite(iteration, {**values, "gradient norm": norm.item()}, images)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -139,6 +143,18 @@ def share(pictures: TrainingSet, fabric: Fabric, config: TrainConfig, first: int
     return training_loader(pictures, slots, config.workers)
 
 
+def restored(folder: RunFolder, fabric: Fabric, model: GLMDNet, optimizer: Any) -> int:
+    """The iteration to go on with. Raises: UsageError if not every process finds the same state."""
+    first = folder.restore(model, optimizer)
+    everywhere = fabric.all_gather(torch.tensor(first)).flatten().tolist()
+    if len(set(everywhere)) > 1:
+        raise UsageError(
+            f"Every node must see the run's folder {folder.path}; they would go on with the iterations "
+            f"{sorted(set(everywhere))}. Give an output on a disk that all nodes share."
+        )
+    return first
+
+
 def in_parts(loader: DataLoader[Batch], parts: int) -> Iterator[list[Batch]]:
     """The batches of each iteration."""
     batches = iter(loader)
@@ -160,8 +176,9 @@ def mean_over_processes(fabric: Fabric, values: dict[str, torch.Tensor]) -> dict
 def not_finite(iteration: int, values: dict[str, float], images: list[str]) -> GlmdError:
     table = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     return GlmdError(
-        f"The loss is not finite at iteration {iteration}: {table}; image ids of this process: {', '.join(images)}. "
-        "Lower learning_rate, lengthen warmup, or look at these pictures; what was saved last is unharmed."
+        f"Loss or gradient is not finite at iteration {iteration}: {table}; image ids of this process: "
+        f"{', '.join(images)}. "
+        "Lower learning_rate, lengthen warmup, or look at these pictures; the run's folder keeps what was saved last."
     )
 
 
@@ -184,6 +201,8 @@ def start_model(config: TrainConfig, pictures: TrainingSet) -> tuple[GLMDNet, tu
 
 
 def _start_from(weights: Path, model: GLMDNet, config: TrainConfig) -> tuple[str, ...]:
+    if not weights.is_file():
+        raise UsageError(f"weights: {weights} does not exist. Give a checkpoint's path, 'imagenet' or 'random'.")
     predictor = model.roi_heads.predictor
     fresh = [(layer, deepcopy(layer.state_dict())) for layer in (predictor.cls_score, predictor.bbox_pred)]
     known: tuple[str, ...] = ()

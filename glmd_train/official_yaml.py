@@ -31,7 +31,7 @@ import yaml
 from pydantic import ValidationError
 
 from glmd_runtime.errors import UsageError
-from glmd_train.config import NetworkConfig, PreprocessConfig, TrainConfig
+from glmd_train.config import NetworkConfig, PreprocessConfig, TrainConfig, problems
 from glmd_train.data.gcoco import GCOCO_CLASSES
 from glmd_train.official_keys import ADDED, CHANGED, DETECTRON2, FIXED, NO_EFFECT, THEIRS
 
@@ -345,5 +345,4 @@ def _checked(kind: type[_Config], values: dict[str, Any], path: Path) -> _Config
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        raise UsageError(f"{path} cannot be translated: {lines}.") from error
+        raise UsageError(f"{path} cannot be translated:\n{problems(error)}") from error

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from glmd_runtime.errors import CheckpointError, UsageError
+from glmd_runtime.sinks import whole_file
 from glmd_train.config import TrainConfig
 from glmd_train.model.detector import GLMDNet
 
 # What may differ when a run goes on: where it runs, what is read beside it, and how long it goes on.
 _FREE = {
-    "output", "val", "accelerator", "devices", "nodes", "workers", "accumulate", "checkpoint_minutes", "eval_every",
-    "iterations",
+    "output", "val", "accelerator", "devices", "nodes", "workers", "checkpoint_minutes", "eval_every", "iterations",
 }
 
 
@@ -57,11 +57,11 @@ class RunFolder:
     def begin(self, config: TrainConfig, first: int) -> None:
         """Write the record; lines of the log that a continued run will write again go."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.json").write_text(config.model_dump_json(indent=1))
+        _write_whole(self.path / "config.json", config.model_dump_json(indent=1))
         log = self.path / "log.jsonl"
         if log.exists():
             rows = [line for line in log.read_text().splitlines() if _iteration(line) < first]
-            log.write_text("".join(line + "\n" for line in rows))
+            _write_whole(log, "".join(line + "\n" for line in rows))
 
     def log(self, row: dict[str, Any]) -> None:
         with (self.path / "log.jsonl").open("a") as file:
@@ -89,8 +89,13 @@ class RunFolder:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
                 f"{self.last} does not continue this configuration: expected its own run's state, got {reason!r}. "
-                "Choose another output, or the configuration that began the run."
+                "Choose another output, or move the damaged folder away."
             ) from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(text)
 
 
 def _differences(config: TrainConfig, record: Path) -> list[str]:

@@ -300,8 +300,9 @@ def _command(found: Architecture, path: Path) -> str:
     """What to run; the configuration beside a training's own last.pt is proposed where it lies."""
     record = path.with_name("config.json")
     if record.is_file():
-        return f"Run: {shlex.join(['glmd-export', '--ckpt', str(path), '--config', str(record)])}"
+        return f"Add --config, for example: {shlex.join(['glmd-export', '--ckpt', str(path), '--config', str(record)])}"
+    example = shlex.join(["glmd-export", "--ckpt", str(path), "--classes", "names.txt"])
     return (
-        f"Run: {shlex.join(['glmd-export', '--ckpt', str(path), '--classes', 'names.txt'])} with {found.classes} lines "
+        f"Add --classes, for example: {example} with {found.classes} lines "
         "in names.txt, one name a line in the order of training. Or give the training's own --config YAML."
     )

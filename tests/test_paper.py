@@ -114,9 +114,12 @@ def base_config(world: World, folder: Path, gcoco: Path) -> Path:
     annotations = next(gcoco.rglob("instances*.json"))
     pictures = annotations.parent / "images" if annotations.parent == gcoco else gcoco / "train2017"
     base, _ = world.iterations
+    labels = json.loads(annotations.read_text())
+    shown = {annotation["category_id"] for annotation in labels["annotations"]}
+    names = [category["name"] for category in labels["categories"] if category["id"] in shown]
     return write_yaml(folder / "base.yaml", {
         "extends": str(CONFIGS / "r101_base.yaml"), "output": str(folder / "base"), "weights": "random",
-        "model": {**SMALL_MODEL}, "preprocess": {"size_hw": [world.edge, 2 * world.edge]},
+        "model": {**SMALL_MODEL, "class_names": names}, "preprocess": {"size_hw": [world.edge, 2 * world.edge]},
         "augment": {"shorter_edge": [world.edge * 4 // 5, world.edge]},
         "train": [{"annotations": str(annotations), "images": str(pictures), "skip_empty": True}],
         "freeze_at": 0, "iterations": base, "steps": [base * 4 // 5], "learning_rate": 0.001, **SMALL_RUN,

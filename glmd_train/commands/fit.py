@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser("fit", help="train as a YAML configuration says, base classes or a few shots")
     add = one.add_argument
     add("--config", type=Path, required=True, help="YAML file, see glmd_train/configs")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change single values of it")
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change single values of it")
     add("--devices", metavar="N", help="GPUs, or processes on a CPU, of each node (default: the configuration's)")
     add("--nodes", metavar="N", help="machines; start the command on each of them, with torchrun")
     add("--resume", action="store_true", help="continue the run in the output folder, if there is one")
@@ -57,6 +57,7 @@ def _print_dry_run(config: TrainConfig) -> None:
     print(yaml.safe_dump(json.loads(json.dumps(result.configuration)), sort_keys=False))
     tables = {
         "first picture": ({"pictures in the set": result.pictures} | result.shapes, ("tensor", "shape")),
+        "objects": (result.objects, ("class", "in the training set")),
         "parameters": ({k: f"{a:,} ({t:,} train)" for k, (a, t) in result.parameters.items()}, ("part", "number")),
         "memory of a device": (result.memory, ("use", "MiB, about")),
         "losses of the first picture": ({k: f"{v:.4f}" for k, v in result.losses.items()}, ("loss", "value")),

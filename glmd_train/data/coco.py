@@ -133,13 +133,13 @@ def parse_coco(
     content: dict[str, Any], class_names: tuple[str, ...], images: Path | None, annotations: Path
 ) -> list[Record]:
     """`load_coco` of a file's content that is already read; `annotations` names it in errors and says where it is."""
+    if not content["images"]:
+        raise DatasetError(f"{annotations} lists no picture; expected at least one in `images`.")
     try:
         folder = images or picture_folder(content, annotations)
         records = _records(content, class_names, folder, annotations)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{annotations} has a record that is not of COCO's form: {error!r}.") from error
-    if not records:
-        raise DatasetError(f"{annotations} lists no picture; expected at least one in `images`.")
     return records
 
 
@@ -156,8 +156,8 @@ def picture_folder(content: dict[str, Any], annotations: Path) -> Path:
         return (here / info["image_folder"]).resolve()
     beside = here.parent
     candidates = (here, here / "images", beside / "images", beside / annotations.stem.removeprefix("instances_"))
-    first = [image["file_name"] for image in content["images"][:1]]
-    return next((folder for folder in candidates if first and (folder / first[0]).is_file()), here)
+    first = [image.get("file_name") for image in content["images"][:1] if isinstance(image, dict)]
+    return next((folder for folder in candidates if first and (folder / str(first[0])).is_file()), here)
 
 
 def with_image_folder(content: dict[str, Any], images: Path, file: Path) -> dict[str, Any]:
@@ -185,6 +185,9 @@ def _records(
     return [_record(sizes[i], by_image[i], names, labels, folder, annotations) for i in sorted(sizes)]
 
 
+_LISTS = ("images", "annotations", "categories")
+
+
 def read_coco(path: Path) -> dict[str, Any]:
     """The content of a COCO detection file. Raises: DatasetError if there is no such file, or it is something else."""
     if not path.is_file():
@@ -193,9 +196,13 @@ def read_coco(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from error
-    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
+    missing = set(_LISTS) - set(content if isinstance(content, dict) else ())
     if missing:
         raise DatasetError(f"{path} is not a COCO detection file: it lacks {sorted(missing)}.")
+    for key in _LISTS:
+        if not isinstance(content[key], list):
+            kind = type(content[key]).__name__
+            raise DatasetError(f"{path} is not a COCO detection file: `{key}` must be a list; got {kind}.")
     return content
 
 

@@ -88,6 +88,8 @@ def _check_request(out: Path, protocol: Protocol, shots: Sequence[int], seeds: S
         raise UsageError(f"The paper's shots are {list(PAPER_SHOTS)}; got {list(shots)}. Use --protocol strict.")
     if min(shots) < 1:
         raise UsageError(f"Shots must be 1 or more; got {list(shots)}.")
+    if min(seeds) < 0:
+        raise UsageError(f"Seeds must be 0 or more; got {list(seeds)}.")
     folders = [out / f"seed{seed}" for seed in seeds]
     if there := [str(folder) for folder in folders if folder.exists()]:
         raise UsageError(f"{', '.join(there)} exists already, and is not overwritten. Choose another --out or seed.")

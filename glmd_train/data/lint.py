@@ -116,6 +116,8 @@ def _examine(file: Path, progress: Progress) -> _Set:
         one.add("error", "file", str(error))
         return one
     _read_records(one, content)
+    if not content["images"]:
+        one.add("error", "file", "lists no picture; expected at least one in `images`")
     images = [{"file_name": name} for name in one.pictures.values()]
     one.folder = picture_folder({"info": content.get("info"), "images": images}, file)
     _check_boxes(one)

@@ -39,7 +39,22 @@ class TrainingSet(Dataset[Sample]):
             weights += [dataset.weight] * len(records)
         # Equal chances are dealt as a shuffled deck, so that every picture comes once before one comes twice.
         self.chances = None if len(set(weights)) == 1 else np.asarray(weights) / sum(weights)
-        self.spec, self.config, self.seed = spec, config, seed
+        self.class_names, self.spec, self.config, self.seed = class_names, spec, config, seed
+
+    def count_objects(self) -> dict[str, int]:
+        """Objects of each class."""
+        labels = np.concatenate([record.labels for record in self.records])
+        counts = np.bincount(labels, minlength=len(self.class_names))
+        return dict(zip(self.class_names, counts.tolist(), strict=True))
+
+    def check_classes(self, known: tuple[str, ...]) -> None:
+        """Raises: DatasetError for classes without an object, unless the start weights know them."""
+        without = [name for name, count in self.count_objects().items() if not count and name not in known]
+        if without:
+            raise DatasetError(
+                f"The training pictures have no object of {without}, of which the start weights know nothing. Correct "
+                "the names in class_names, leave them out, or label some."
+            )
 
     def __getitem__(self, number: int) -> Sample:
         # The data of picture and augmentation are two streams: the deck of an epoch must not depend on either.

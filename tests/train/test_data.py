@@ -225,3 +225,15 @@ def test_a_float_picture_is_refused() -> None:
     record, frame = square_record(20, 20, 12, (64, 80))
     with pytest.raises(GlmdError, match="float32"):
         augment(frame.astype(np.float32), record, SPEC, PLAIN, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_a_coco_file_without_its_lists_is_refused(tmp_path: Path, key: str) -> None:
+    for value in (None, {}, "a.png"):
+        with pytest.raises(DatasetError, match=f"`{key}` must be a list"):
+            load_coco(write(tmp_path, {**content(), key: value}), ("person",))
+
+
+def test_a_coco_file_without_a_picture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="lists no picture"):
+        load_coco(write(tmp_path, {"images": [], "annotations": [], "categories": []}), ("person",))

@@ -133,10 +133,13 @@ def test_every_picture_comes_once_in_an_epoch(config: Path) -> None:
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pictures(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [("learning_rate=1e30", "clip_norm=null"), ("learning_rate=1e4",)])
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_and_names_the_pictures(
+    config: Path, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
     run = tmp_path / "run"
     with pytest.raises(GlmdError, match=r"not finite at iteration \d+: .*roi_class.*image ids.*\d, \d"):
-        fit(load_config(config, [f"output={run}", *SHORT, "optimizer=sgd", "learning_rate=1e30", "clip_norm=null"]))
+        fit(load_config(config, [f"output={run}", *SHORT, "optimizer=sgd", "warmup=0", *changes]))
     for tensor in weights(run).values() if (run / "last.pt").exists() else ():
         assert tensor.isfinite().all()
 
@@ -186,9 +189,15 @@ def test_freezing_and_decoupling_keep_what_they_should_and_no_more(
 
 
 def one_step(config: Path, run: Path, *changes: str) -> dict[str, Tensor]:
-    """Two classes, of which the pictures show one; clipping would join all parts by their common norm."""
-    same = ("model.class_names=[square, circle]", "optimizer=sgd", "iterations=1", "warmup=0", "clip_norm=null",
-            "learning_rate=0.1")
+    """Two classes, each picture shows one of them; clipping would join all parts by their common norm."""
+    labels = json.loads((config.parent / "labels.json").read_text())
+    labels["categories"].append({"id": 2, "name": "circle"})
+    labels["annotations"][7]["category_id"] = 2
+    (config.parent / "two.json").write_text(json.dumps(labels))
+    same = (
+        "model.class_names=[square, circle]", f"train=[{{annotations: {config.parent / 'two.json'}}}]",
+        "optimizer=sgd", "iterations=1", "warmup=0", "clip_norm=null", "learning_rate=0.1",
+    )
     return trained(config, run, *same, *changes)
 
 

@@ -58,6 +58,8 @@ def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Pa
         ("model.stride=7", "model.stride"),
         ("iterations=0", "greater than or equal to 1"),
         ("devices=0", "devices"),
+        ("seed=-1", "seed"),
+        ("train.0.annotations=x.json", "A list is given whole"),
         ("freeze=[head]", "freeze.0"),
         ("model.resnet={}", "belongs to the backbones"),
         ("model.strid=8", "Extra inputs"),
@@ -119,6 +121,23 @@ def test_resume_wants_its_own_run(config: Path, tmp_path: Path) -> None:
     (run / "last.pt").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="does not continue this configuration"):
         fit(load_config(config, [f"output={run}"]), resume=True)
+
+
+@pytest.mark.parametrize("command", [(), ("--dry-run",)])
+def test_a_class_without_an_object_is_an_error(config: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    changes = ("--set", "model.class_names=[square, zebra]", "--set", f"output={tmp_path / 'run'}")
+    result = glmd_train("fit", "--config", config, *command, *changes, check=False)
+    assert result.returncode == 1 and "no object of ['zebra']" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_yaml_that_grows_when_it_is_told_is_told_shortly(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UsageError) as error:
+        load_config(tmp_path / "bomb.yaml")
+    assert len(str(error.value)) < 5000
 
 
 def test_an_error_of_a_loader_process_is_one_line(config: Path, dataset: Path, tmp_path: Path) -> None:

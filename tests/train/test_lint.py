@@ -72,7 +72,7 @@ def test_a_sound_set_has_notes_only(tmp_path: Path) -> None:
         ("records", lambda c: c["annotations"][3].update(category_id=8), "annotation 3 has category_id 8"),
         ("records", lambda c: c["annotations"][3].update(image_id=99), "names image id 99, which `images` lacks"),
         ("records", lambda c: c["images"].append({"id": 99}), "number 12 of `images` lacks file_name"),
-        ("records", lambda c: c.update(categories="person"), "number 0 of `categories` lacks id, name"),
+        ("records", lambda c: c.update(categories=["person"]), "number 0 of `categories` lacks id, name"),
         ("ids", lambda c: c["annotations"][3].update(id=4), "annotations: 4"),
         ("tiny box", lambda c: c["annotations"][3].update(bbox=[30, 20, 2, 9]), "3.png: annotation 3"),
         ("same box", lambda c: c["annotations"].append(c["annotations"][3] | {"id": 99}), "3.png: person"),

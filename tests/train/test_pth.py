@@ -140,7 +140,7 @@ def test_names_alone_give_the_light_model_s_defaults(channels: int, names: Path)
 
 
 def test_without_names_the_error_is_the_command_to_run(pth: Path, names: Path) -> None:
-    command = rf"2 classes\. Run: glmd-export --ckpt {pth} --classes names\.txt with 2 lines"
+    command = rf"2 classes\. Add --classes, for example: glmd-export --ckpt {pth} --classes names\.txt with 2 lines"
     with pytest.raises(UsageError, match=command):
         load_checkpoint(pth)
     with pytest.raises(UsageError, match="leave one of them out"):
@@ -154,7 +154,7 @@ def test_the_state_of_a_training_is_read_with_the_configuration_beside_it(tmp_pa
     optimizer.step()
     RunFolder(tmp_path).store(model, optimizer, 5)
     yaml_file(tmp_path).rename(tmp_path / "config.json")
-    with pytest.raises(UsageError, match=r"Run: glmd-export --ckpt \S+last\.pt --config (\S+config\.json)") as error:
+    with pytest.raises(UsageError, match=r"glmd-export --ckpt \S+last\.pt --config (\S+config\.json)") as error:
         load_checkpoint(tmp_path / "last.pt")
     config = Path(str(error.value).split()[-1])
     assert load_checkpoint(tmp_path / "last.pt", config=config).config.bins == 7
@@ -311,7 +311,7 @@ def test_glmd_train_eval_scores_a_pth_file_and_says_how_sure_it_is(
     (tmp_path / "labels.json").write_text(json.dumps(labels))
     command = ["eval", "--checkpoint", str(pth), "--data", str(tmp_path / "labels.json")]
     assert main(command) == 2
-    assert f"Run: glmd-export --ckpt {pth} --classes names.txt" in capsys.readouterr().err
+    assert f"for example: glmd-export --ckpt {pth} --classes names.txt" in capsys.readouterr().err
     assert main([*command, "--classes", str(names)]) == 0
     said = capsys.readouterr().out
     assert "95% interval over the pictures" in said and "no such class: boat" in said
