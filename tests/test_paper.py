@@ -65,20 +65,19 @@ def draw(kind: str, canvas: np.ndarray, box: tuple[int, int, int, int], colour: 
 
 
 def draw_set(folder: Path, kinds: dict[int, str], pictures: int, colour: bool, seed: int) -> dict[str, Any]:
-    """A COCO dictionary and its pictures of 120x160, one or two objects in each, on noise."""
+    """A COCO dictionary and its pictures of 120x160, one object somewhere in each, on noise."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     images, annotations = [], []
     for i in range(1, pictures + 1):
         canvas = rng.normal(90, 12, (120, 160, 3)).clip(0, 255).astype(np.uint8)
-        for slot in range(1 + i % 2):
-            w, h = (int(v) for v in rng.integers(30, 56, 2))
-            x, y = slot * 80 + int(rng.integers(2, 78 - w)), int(rng.integers(2, 118 - h))
-            category = list(kinds)[int(rng.integers(len(kinds)))]
-            shade = tuple(int(v) for v in rng.integers(170, 255, 3)) if colour else (230, 230, 230)
-            draw(kinds[category], canvas, (x, y, w, h), shade)
-            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": category,
-                                "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+        w, h = (int(v) for v in rng.integers(30, 56, 2))
+        x, y = int(rng.integers(2, 158 - w)), int(rng.integers(2, 118 - h))
+        category = list(kinds)[int(rng.integers(len(kinds)))]
+        shade = tuple(int(v) for v in rng.integers(170, 255, 3)) if colour else (230, 230, 230)
+        draw(kinds[category], canvas, (x, y, w, h), shade)
+        annotations.append({"id": i, "image_id": i, "category_id": category, "bbox": [x, y, w, h], "area": w * h,
+                            "iscrowd": 0})
         cv2.imwrite(str(folder / f"{i:06}.jpg"), canvas if colour else canvas[:, :, 0])
         images.append({"id": i, "file_name": f"{i:06}.jpg", "width": 160, "height": 120})
     categories = [{"id": i, "name": name} for i, name in kinds.items()]
