@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glmd_train.config import TrainConfig
 from glmd_train.data.loaders import TrainingSet, collate, load_records
-from glmd_train.loop import start_model
+from glmd_train.loop import part_size, start_model
 from glmd_train.model.detector import GLMDNet
 from glmd_train.optimizer import freeze_parts
 
@@ -47,6 +47,7 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
     pictures = TrainingSet(config.train, names, spec, config.augment, config.seed)
     for dataset in config.val:
         load_records(dataset, names)
+    share = part_size(config, processes)
     images, valid_hw, targets = collate([pictures[0]])
     model, known = start_model(config, pictures)
     pictures.check_classes(known)
@@ -54,7 +55,6 @@ def dry_run(config: TrainConfig, processes: int = 1) -> DryRun:
     shapes = {"images": list(images.shape)}
     with _recorded(model, shapes), _saved_for_backward(model) as saved:
         losses = model.train().losses(images, valid_hw, targets)
-    share = config.batch_size // (processes * config.accumulate)
     return DryRun(
         configuration=config.model_dump(mode="json"),
         pictures=len(pictures.records),

@@ -128,16 +128,22 @@ def start_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def share(pictures: TrainingSet, fabric: Fabric, config: TrainConfig, first: int) -> DataLoader[Batch]:
-    """The pictures that this process computes. Raises: UsageError if they cannot be shared out equally."""
-    parts = fabric.world_size * config.accumulate
+def part_size(config: TrainConfig, processes: int) -> int:
+    """Pictures that one process computes at a time. Raises: UsageError if they cannot be shared out equally."""
+    parts = processes * config.accumulate
     if config.batch_size % parts:
         raise UsageError(
             f"batch_size {config.batch_size} cannot be shared out equally: expected a multiple of {parts}, that is "
-            f"{fabric.world_size} processes times accumulate {config.accumulate}. Change batch_size or accumulate."
+            f"{processes} processes times accumulate {config.accumulate}. Change batch_size or accumulate."
         )
+    return config.batch_size // parts
+
+
+def share(pictures: TrainingSet, fabric: Fabric, config: TrainConfig, first: int) -> DataLoader[Batch]:
+    """The pictures that this process computes, from iteration `first` on. Raises: as `part_size`."""
+    part = part_size(config, fabric.world_size)
     slots = Slots(
-        first, config.iterations, batch_size=config.batch_size, accumulate=config.accumulate,
+        first, config.iterations, part=part, accumulate=config.accumulate,
         rank=fabric.global_rank, processes=fabric.world_size,
     )
     return training_loader(pictures, slots, config.workers)

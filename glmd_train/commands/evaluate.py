@@ -228,8 +228,7 @@ def _write_pictures(folder: Path, one: Run) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    from glmd_runtime.sinks import whole_file
+
+    with whole_file(path) as partial:
+        partial.write_bytes(content)

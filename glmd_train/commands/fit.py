@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmd_runtime.errors import UsageError
-
 if TYPE_CHECKING:
     from glmd_train.config import TrainConfig
 
@@ -47,13 +45,7 @@ def _print_dry_run(config: TrainConfig) -> None:
 
     from glmd_train.dry_run import dry_run
 
-    processes = config.nodes * (1 if config.devices == "auto" else config.devices)
-    if config.batch_size % (processes * config.accumulate):
-        raise UsageError(
-            f"batch_size {config.batch_size} cannot be shared out equally over {processes} processes and accumulate "
-            f"{config.accumulate}. Change one of them."
-        )
-    result = dry_run(config, processes)
+    result = dry_run(config, config.nodes * (1 if config.devices == "auto" else config.devices))
     print(yaml.safe_dump(json.loads(json.dumps(result.configuration)), sort_keys=False))
     tables = {
         "first picture": ({"pictures in the set": result.pictures} | result.shapes, ("tensor", "shape")),

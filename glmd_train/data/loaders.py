@@ -91,22 +91,19 @@ def load_records(dataset: DatasetConfig, class_names: tuple[str, ...]) -> list[R
 
 
 class Slots(Sampler[list[int]]):
-    """The numbers of the pictures that one process computes, part by part of each iteration.
+    """The numbers of the pictures that one process computes, `part` of them at a time, in iterations first to last - 1.
 
-    An iteration's pictures are shared out in order: those of process 0 first, each in `accumulate` parts.
+    An iteration's pictures are shared out in order: those of process 0 first, each process's in `accumulate` parts.
     """
 
-    def __init__(
-        self, first: int, last: int, *, batch_size: int, accumulate: int, rank: int = 0, processes: int = 1
-    ) -> None:
+    def __init__(self, first: int, last: int, *, part: int, accumulate: int, rank: int, processes: int) -> None:
         self.iterations = range(first, last)
-        self.batch_size, self.accumulate = batch_size, accumulate
-        self.part = batch_size // (processes * accumulate)
-        self.offset = rank * accumulate * self.part
+        self.part, self.accumulate = part, accumulate
+        self.rank, self.processes = rank, processes
 
     def __iter__(self) -> Iterator[list[int]]:
         for iteration in self.iterations:
-            start = iteration * self.batch_size + self.offset
+            start = (iteration * self.processes + self.rank) * self.accumulate * self.part
             for part in range(self.accumulate):
                 yield list(range(start + part * self.part, start + (part + 1) * self.part))
 

@@ -117,7 +117,7 @@ def test_parts_of_an_iteration_add_up(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_pictures_are_shared_out_once(processes: int, accumulate: int) -> None:
     shares = [
-        list(Slots(3, 5, batch_size=8, accumulate=accumulate, rank=rank, processes=processes))
+        list(Slots(3, 5, part=8 // processes // accumulate, accumulate=accumulate, rank=rank, processes=processes))
         for rank in range(processes)
     ]
     assert all(len(share) == 2 * accumulate for share in shares)
