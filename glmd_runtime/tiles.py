@@ -27,6 +27,9 @@ LEAST_OVERLAP = 32
 LEAST_EDGE = 2 * LEAST_OVERLAP
 # A box that ends this close (pixels) to where its tile was cut is taken for part of an object.
 CUT_MARGIN = 2.0
+# Boxes of one class from two images that overlap by more than this are one object: a network that sees it larger draws
+# its box wider or narrower, so that the limit for one image would leave both.
+ACROSS_IOU = 0.3
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,15 @@ def merge(found: Sequence[Detections], windows: Windows, spec: PostprocessSpec) 
     """The detections of T tiles and the whole frame as one frame's, best score first, `max_detections` or fewer.
 
     What a tile's edge cut is left to the neighbour or the whole frame, which has it whole; of what several images
-    found, NMS within each class keeps the best box.
+    found, the best box is kept. Within one image NMS is done already.
     Args: found, T + 1, boxes in pixels of their windows; windows (T + 1, 4) of `Tiles.windows`.
     """
     whole = [one[~is_cut(one.xyxy, window, windows[-1])] for one, window in zip(found, windows, strict=True)]
     moved = [one.xyxy + np.tile(window[:2], 2) for one, window in zip(whole, windows, strict=True)]
     xyxy = np.concatenate(moved).astype(np.float32)
     scores, class_ids = (np.concatenate([getattr(one, name) for one in whole]) for name in ("scores", "class_ids"))
-    kept = box_ops.nms_per_class(xyxy, scores, class_ids, spec.nms_iou)[: spec.max_detections]
+    images = np.repeat(np.arange(len(whole)), [len(one) for one in whole])
+    kept = box_ops.nms_across(xyxy, scores, class_ids, images, min(ACROSS_IOU, spec.nms_iou))[: spec.max_detections]
     return Detections(xyxy[kept], scores[kept], class_ids[kept], found[0].class_names)
 
 
