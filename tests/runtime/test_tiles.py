@@ -313,6 +313,15 @@ def test_merge_is_the_oracles(drawn: tuple[np.ndarray, list[list[reference.Row]]
     np.testing.assert_array_equal(found.xyxy, np.array([box for *_, box in wanted], np.float32).reshape(-1, 4))
 
 
+def test_boxes_of_two_images_are_one_object_sooner_than_boxes_of_one() -> None:
+    windows = Tiles(2, 1).windows((128, 160))
+    narrow, wide = ((20.0, 20.0, 30.0, 60.0), 0, 0.9), ((20.0, 20.0, 45.0, 60.0), 0, 0.8)  # IoU 0.4
+    two_images = [detections(rows) for rows in ([narrow], [], [wide])]
+    one_image = [detections(rows) for rows in ([narrow, wide], [], [])]
+    assert merge(two_images, windows, PostprocessSpec((0.1, 0.1))).scores.tolist() == pytest.approx([0.9])
+    assert len(merge(one_image, windows, PostprocessSpec((0.1, 0.1)))) == 2
+
+
 def test_merge_keeps_the_bundles_limits() -> None:
     windows = Tiles(2, 1).windows((128, 160))
     in_left = [((20.0, 20.0, 40.0, 60.0), 0, 0.9)]
