@@ -26,7 +26,7 @@ from glmd_runtime import Detections, Detector
 from glmd_runtime.boxes import area
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.evaluate import EVAL_SCORE, RECALL_SCORE, in_order, match_greedily
-from glmd_train.intervals import Interval, ap_difference, ap_intervals
+from glmd_train.intervals import Interval, ap_difference, ap_intervals, covered
 
 TILES = {"none": None, "2x1": (2, 1), "2x2": (2, 2)}
 SMALL = 16.0**2  # frame pixels
@@ -119,13 +119,17 @@ def percent(interval: Interval) -> list[float]:
 
 
 def true_and_false(records: Iterable[Record], found: Iterable[Detections]) -> list[int]:
-    """How many detections of score 0.3 or more are an object of their class (IoU 0.5), and how many are none."""
+    """How many detections of score 0.3 or more are an object of their class (IoU 0.5), and how many are none.
+
+    What an ignore region covers by half is neither.
+    """
     true = false = 0
     for record, one in zip(records, found, strict=True):
         for class_id in range(len(one.class_names)):
             mine = one[(one.class_ids == class_id) & (one.scores >= RECALL_SCORE)]
             hits = match_greedily(mine.xyxy, record.boxes[record.labels == class_id]) >= 0
-            true, false = true + int(hits.sum()), false + int((~hits).sum())
+            alarms = ~hits & (covered(mine.xyxy, record.ignore) < 0.5)
+            true, false = true + int(hits.sum()), false + int(alarms.sum())
     return [true, false]
 
 
