@@ -74,7 +74,7 @@ def _add_coco(kinds: Any) -> None:
     add = one.add_argument
     add("--from", type=Path, required=True, dest="source", metavar="PATH", help="the set's folder, or its file")
     add("--out", type=Path, required=True, metavar="FILE.json", help="file to write; pictures stay where they are")
-    add("--format", choices=("yolo", "voc", "coco", "ifsod"), help="where it is not seen from the files")
+    add("--format", choices=("yolo", "voc", "labelme", "coco", "ifsod"), help="where it is not seen from the files")
     add("--split", help="train, val or test, of a set that is divided")
     one.set_defaults(run=_run_coco)
 
