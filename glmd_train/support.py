@@ -98,7 +98,7 @@ def _sizes(
                 "longer lens",
             )
         if large := int((sides > largest).sum()):
-            text = f"{large} of {len(sides)} boxes of {name} have a side over {largest:.0f} pixels in the network's picture"
+            text = f"{large} of {len(sides)} boxes of {name} have a side over {largest:.0f} pixels in the network"
             yield _finding("note", "large boxes", text)
 
 
@@ -144,7 +144,7 @@ def _in_both(records: Sequence[Record], background: Sequence[Path]) -> Iterator[
 
 
 def _linted(records: Sequence[Record], class_names: tuple[str, ...]) -> list[Finding]:
-    """What `lint` says of the pictures; that there is background, and that few cannot tell polarity, is no news here."""
+    """What `lint` says of the pictures; that some are background, or too few to tell polarity, is no news here."""
     images = [{"id": i, "file_name": str(r.path.resolve()), "height": r.hw[0], "width": r.hw[1]}
               for i, r in enumerate(records)]
     annotations = [
