@@ -16,8 +16,9 @@ from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
-from glmd_runtime.preprocess import Geometry, preprocess
+from glmd_runtime.preprocess import Geometry, check_frame, preprocess
 from glmd_runtime.selection import open_best
+from glmd_runtime.tiles import check_tiles, crop, merge, windows
 
 if TYPE_CHECKING:
     from glmd_runtime.video.frame import Frame
@@ -33,6 +34,8 @@ class Detector:
             or an object with `run` and `close`.
         score_threshold: one number in 0..1 for all classes instead of the manifest's thresholds.
         pcb: whether a bundle exported with --pcb calibrates its scores; another bundle never does.
+        tiles: (columns, rows) that a frame is cut into, for small objects; each tile, and the whole frame, takes as
+            long as a frame without tiles. (1, 1) cuts nothing.
         threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library.
         device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
         build: "auto" builds a TensorRT engine on this device when there is none in the cache, which takes minutes;
@@ -52,7 +55,9 @@ class Detector:
         device: str | None = None,
         build: str = "auto",
         pcb: bool = True,
+        tiles: tuple[int, int] = (1, 1),
     ) -> None:
+        self._tiles = check_tiles(tiles)
         bundle, files = _open(Path(engine))
         self._manifest = bundle.manifest
         calibration = bundle.manifest.calibration if pcb else None
@@ -87,6 +92,7 @@ class Detector:
             "precision": self._manifest.engines[self._engine],
             "score_thresholds": dict(zip(self.class_names, self._postprocess.score_thresholds, strict=True)),
             "size_hw": list(self._manifest.preprocess.size_hw),
+            "tiles": list(self._tiles),
             "provenance": dict(self._manifest.provenance),
             **({"pcb_backend": self._calibrator.backend_name} if self._calibrator else {}),
         }
@@ -97,10 +103,18 @@ class Detector:
         Args: frame, (H, W) uint8 intensities or uint16 raw counts, or (H, W, 3) uint8 BGR; numpy or DLPack, in host
             memory, for that is where frames are preprocessed.
         Returns: boxes in frame pixels, best score first.
-        Raises: FrameError for another array, GlmdError after `close`.
+        Raises: FrameError for another array, or one without room for the tiles; GlmdError after `close`.
         """
-        image, geometry = preprocess(_as_numpy(frame), self._manifest.preprocess)
-        return self.run_images(image[None], [geometry])[0]
+        spec, frame = self._manifest.preprocess, _as_numpy(frame)
+        if self._tiles == (1, 1):
+            image, geometry = preprocess(frame, spec)
+            return self.run_images(image[None], [geometry])[0]
+        check_frame(frame)
+        places = windows(frame.shape[:2], self._tiles)
+        intensities = spec.intensity(frame)  # of the whole: a tile with a contrast of its own is another picture
+        images, geometries = zip(*(preprocess(crop(intensities, place), spec) for place in places), strict=True)
+        found = self.run_images(np.stack(images), geometries)
+        return merge(found, places, frame.shape[:2], self._postprocess)
 
     def run_images(self, images: Any, geometries: Sequence[Geometry]) -> list[Detections]:
         """Detect the objects of N images that are preprocessed already.
