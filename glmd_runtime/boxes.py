@@ -53,12 +53,16 @@ def nms(xyxy: Array, scores: Array, iou_threshold: float) -> Indices:
     Returns: indices of the kept boxes, best score first; of equal scores the lower index first.
     """
     order = np.argsort(-scores, kind="stable")
-    overlaps = iou(xyxy[order], xyxy[order]) > iou_threshold  # (N, N)
-    kept = np.ones(len(order), bool)
-    for i in range(len(order)):
+    return order[_undisputed(iou(xyxy[order], xyxy[order]) > iou_threshold)]
+
+
+def _undisputed(rivals: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(N, N) which boxes dispute each other's place, best first -> (N,) those without a better kept rival."""
+    kept = np.ones(len(rivals), bool)
+    for i in range(len(rivals)):
         if kept[i]:
-            kept[i + 1 :] &= ~overlaps[i, i + 1 :]
-    return order[kept]
+            kept[i + 1 :] &= ~rivals[i, i + 1 :]
+    return kept
 
 
 def nms_per_class(xyxy: Array, scores: Array, class_ids: NDArray[np.integer], iou_threshold: float) -> Indices:
@@ -67,3 +71,16 @@ def nms_per_class(xyxy: Array, scores: Array, class_ids: NDArray[np.integer], io
     kept = [group[nms(xyxy[group], scores[group], iou_threshold)] for group in groups]
     indices = np.sort(np.concatenate([np.empty(0, np.int64), *kept]))
     return indices[np.argsort(-scores[indices], kind="stable")]
+
+
+def nms_across(
+    xyxy: Array, scores: Array, class_ids: NDArray[np.integer], images: NDArray[np.integer], iou_threshold: float
+) -> Indices:
+    """`nms` within each class of boxes that several images of one scene gave; boxes of one image spare each other.
+
+    Args: xyxy (N, 4) in pixels of the scene; scores, class_ids, images (N,), the image that each box is from.
+    Returns: indices of the kept boxes, best score first.
+    """
+    order = np.argsort(-scores, kind="stable")
+    one_class, one_image = (keys[order][:, None] == keys[order] for keys in (class_ids, images))  # (N, N) each
+    return order[_undisputed((iou(xyxy[order], xyxy[order]) > iou_threshold) & one_class & ~one_image)]

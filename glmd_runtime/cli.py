@@ -69,6 +69,7 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", help="CPU threads (default: the library's choice)")
     add("--device", metavar="D", help="cpu, cuda or cuda:N (default: the fastest)")
     add("--build", choices=BUILD, default="auto", help="build a TensorRT engine if none is cached (default), or never")
+    add("--tiles", type=int, nargs=2, metavar=("COLUMNS", "ROWS"), help="cut each frame into tiles, for small objects")
     return parser
 
 
@@ -120,7 +121,7 @@ def _run(args: argparse.Namespace) -> None:
                 threads=args.threads,
                 device=args.device,
                 build=args.build,
-                tiles=tuple(args.tiles),
+                tiles=args.tiles,
             )
         stack.enter_context(detector)
         source = stack.enter_context(open_source(args.source))

@@ -18,7 +18,7 @@ from glmd_runtime.errors import BundleError, FrameError, GlmdError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, check_frame, preprocess
 from glmd_runtime.selection import open_best
-from glmd_runtime.tiles import check_tiles, crop, merge, windows
+from glmd_runtime.tiles import Tiles, merge, parse_tiles
 
 if TYPE_CHECKING:
     from glmd_runtime.video.frame import Frame
@@ -40,6 +40,8 @@ class Detector:
         device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
         build: "auto" builds a TensorRT engine on this device when there is none in the cache, which takes minutes;
             "never" uses only what is cached.
+        tiles: (columns, rows) cuts each frame into overlapping tiles and runs them and the whole frame, so that small
+            objects are shrunk less; this is columns * rows + 1 images a frame. None or (1, 1): the frame alone.
     Raises:
         BundleError: no bundle, or one that is damaged; UnsupportedError: no backend here can run it;
         UsageError: a value out of range; of a backend that was asked for by name, what `engines.open_engine` raises.
@@ -55,9 +57,9 @@ class Detector:
         device: str | None = None,
         build: str = "auto",
         pcb: bool = True,
-        tiles: tuple[int, int] = (1, 1),
+        tiles: Sequence[int] | None = None,
     ) -> None:
-        self._tiles = check_tiles(tiles)
+        self._tiles = parse_tiles(tiles)
         bundle, files = _open(Path(engine))
         self._manifest = bundle.manifest
         calibration = bundle.manifest.calibration if pcb else None
@@ -82,7 +84,7 @@ class Detector:
     def info(self) -> dict[str, Any]:
         """What runs here, as plain values: model, engine, backend, device, precision, thresholds, size, provenance.
 
-        pcb_backend: what calibrates scores, where scores are calibrated.
+        pcb_backend: what calibrates scores, where scores are calibrated; tiles: [columns, rows], where there are any.
         """
         return {
             "name": self._manifest.name,
@@ -95,6 +97,7 @@ class Detector:
             "tiles": list(self._tiles),
             "provenance": dict(self._manifest.provenance),
             **({"pcb_backend": self._calibrator.backend_name} if self._calibrator else {}),
+            **({"tiles": [self._tiles.columns, self._tiles.rows]} if self._tiles else {}),
         }
 
     def run(self, frame: Any) -> Detections:
@@ -103,18 +106,23 @@ class Detector:
         Args: frame, (H, W) uint8 intensities or uint16 raw counts, or (H, W, 3) uint8 BGR; numpy or DLPack, in host
             memory, for that is where frames are preprocessed.
         Returns: boxes in frame pixels, best score first.
-        Raises: FrameError for another array, or one without room for the tiles; GlmdError after `close`.
+        Raises: FrameError for another array or one too small for the tiles, GlmdError after `close`.
         """
-        spec, frame = self._manifest.preprocess, _as_numpy(frame)
-        if self._tiles == (1, 1):
-            image, geometry = preprocess(frame, spec)
-            return self.run_images(image[None], [geometry])[0]
+        frame = _as_numpy(frame)
+        if self._tiles:
+            return self._run_tiles(frame, self._tiles)
+        image, geometry = preprocess(frame, self._manifest.preprocess)
+        return self.run_images(image[None], [geometry])[0]
+
+    def _run_tiles(self, frame: Any, tiles: Tiles) -> Detections:
         check_frame(frame)
-        places = windows(frame.shape[:2], self._tiles)
-        intensities = spec.intensity(frame)  # of the whole: a tile with a contrast of its own is another picture
-        images, geometries = zip(*(preprocess(crop(intensities, place), spec) for place in places), strict=True)
-        found = self.run_images(np.stack(images), geometries)
-        return merge(found, places, frame.shape[:2], self._postprocess)
+        windows = tiles.windows(frame.shape[:2])  # (T + 1, 4)
+        spec = self._manifest.preprocess
+        # Counts become intensities before the cut: a tile's own percentiles would give it a contrast of its own.
+        intensities = spec.intensity(frame)
+        cut = [preprocess(intensities[y1:y2, x1:x2], spec) for x1, y1, x2, y2 in windows]
+        found = self.run_images(np.stack([image for image, _ in cut]), [geometry for _, geometry in cut])
+        return merge(found, windows, self._postprocess)
 
     def run_images(self, images: Any, geometries: Sequence[Geometry]) -> list[Detections]:
         """Detect the objects of N images that are preprocessed already.

@@ -1,10 +1,14 @@
-"""Small objects: a frame is cut into overlapping tiles, each seen as large as the network sees a whole frame."""
+"""A frame as overlapping tiles, each run as an image of its own, and their detections as those of one frame.
+
+A network sees every frame on a canvas of one size, so a larger frame is shrunk, and its small objects with it. A tile
+is shrunk less, or enlarged.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,71 +18,91 @@ from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 
-# Of a tile's side: an object up to this size is whole in at least one tile, larger ones are in the whole frame.
+Windows = NDArray[np.int64]
+
+# The part of a tile's edge that its neighbour shares: what is smaller lies whole in one of the two. Never below 32
+# pixels, up to which COCO calls an object small; and a tile smaller than twice that would be mostly overlap.
 OVERLAP = 0.2
-SMALLEST = 32  # pixels of a tile's side; smaller tiles would be little more than one object
-_EDGE = 2.0  # pixels; a box that ends nearer to a tile's inner edge is an object that the edge cuts
-
-Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in frame pixels
-
-
-def check_tiles(tiles: Any) -> tuple[int, int]:
-    """(columns, rows) as they were given. Raises: UsageError for anything but two whole numbers from 1 on."""
-    if isinstance(tiles, Sequence) and len(tiles) == 2 and all(isinstance(n, int) and n >= 1 for n in tiles):
-        return tiles[0], tiles[1]
-    raise UsageError(f"tiles must be (columns, rows), two whole numbers from 1 on, such as (2, 1); got {tiles!r}.")
+LEAST_OVERLAP = 32
+LEAST_EDGE = 2 * LEAST_OVERLAP
+# A box that ends this close (pixels) to where its tile was cut is taken for part of an object.
+CUT_MARGIN = 2.0
+# Boxes of one class from two images that overlap by more than this are one object: a network that sees it larger draws
+# its box wider or narrower, so that the limit for one image would leave both.
+ACROSS_IOU = 0.3
 
 
-def windows(frame_hw: tuple[int, int], tiles: tuple[int, int]) -> list[Window]:
-    """The whole frame, and then its tiles, row by row; together the tiles cover every pixel.
+@dataclass(frozen=True)
+class Tiles:
+    """columns x rows tiles of equal size, two or more in all."""
 
-    Raises: FrameError if the frame has no room for so many.
-    """
-    h, w = frame_hw
-    whole = (0, 0, w, h)
-    if tiles == (1, 1):
-        return [whole]
-    spans = [_spans(size, number) for size, number in ((w, tiles[0]), (h, tiles[1]))]
-    if min(end - start for side in spans for start, end in side) < SMALLEST:
-        raise FrameError(
-            f"A frame of {w}x{h} (width, height) has no room for {tiles[0]} by {tiles[1]} tiles of at least {SMALLEST} "
-            "pixels. Use fewer."
+    columns: int
+    rows: int
+
+    def windows(self, frame_hw: tuple[int, int]) -> Windows:
+        """(T + 1, 4) xyxy in frame pixels: the tiles, row by row, and last the whole frame.
+
+        Together the tiles cover every pixel. The whole frame is there for what is larger than the tiles' overlap.
+        Raises: FrameError when the frame is too small for so many tiles.
+        """
+        h, w = frame_hw
+        if self.columns > most_tiles(w) or self.rows > most_tiles(h):
+            raise FrameError(
+                f"A frame {w} pixels wide and {h} high has room for {most_tiles(w)} x {most_tiles(h)} tiles (columns x "
+                f"rows) of {LEAST_EDGE} pixels and more that share {LEAST_OVERLAP}; got tiles=({self.columns}, "
+                f"{self.rows}). Ask for fewer."
+            )
+        columns, rows = spans(w, self.columns), spans(h, self.rows)
+        tiles = [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
+        return np.asarray([*tiles, (0, 0, w, h)], np.int64)
+
+
+def parse_tiles(tiles: Sequence[int] | None) -> Tiles | None:
+    """(columns, rows) as the user gives them; None for no tiles and for a single one. Raises: UsageError."""
+    if tiles is None:
+        return None
+    pair = isinstance(tiles, tuple | list) and len(tiles) == 2
+    if not pair or not all(type(n) is int and n >= 1 for n in tiles):
+        raise UsageError(
+            f"tiles must be (columns, rows), two whole numbers, 1 or more; got {tiles!r}. Side by side is (2, 1)."
         )
-    return [whole, *((x1, y1, x2, y2) for y1, y2 in spans[1] for x1, x2 in spans[0])]
+    return None if max(tiles) == 1 else Tiles(*tiles)
 
 
-def _spans(size: int, number: int) -> list[tuple[int, int]]:
-    """`number` equal pieces of `size` pixels, each OVERLAP of itself over the next."""
-    length = min(size, int(np.ceil(size / (number - (number - 1) * OVERLAP))))
-    starts = np.rint(np.linspace(0, size - length, number)).astype(int)
-    return [(int(start), int(start) + length) for start in starts]
+def most_tiles(length: int) -> int:
+    """How many tiles of `LEAST_EDGE` that share `LEAST_OVERLAP` fit in `length` pixels, at least 1."""
+    return max(1, (length - LEAST_OVERLAP) // (LEAST_EDGE - LEAST_OVERLAP))
 
 
-def merge(
-    found: Sequence[Detections], places: Sequence[Window], frame_hw: tuple[int, int], spec: PostprocessSpec
-) -> Detections:
-    """The detections of all windows, each in its own pixels, as one in frame pixels, best score first.
+def spans(length: int, count: int) -> list[tuple[int, int]]:
+    """`count` stretches (begin, end) of equal size that cover 0..length and overlap, see `OVERLAP`."""
+    if count == 1:
+        return [(0, length)]
+    by_part = length / (count - (count - 1) * OVERLAP)
+    by_pixels = (length + (count - 1) * LEAST_OVERLAP) / count
+    size = math.ceil(max(by_part, by_pixels))
+    begins = [(length - size) * i // (count - 1) for i in range(count)]
+    return [(begin, begin + size) for begin in begins]
 
-    Boxes that end at an inner edge of their tile are left out: the object goes on beyond it, and is whole in the next
-    tile or in the whole frame. The rest goes through the NMS of each class.
+
+def merge(found: Sequence[Detections], windows: Windows, spec: PostprocessSpec) -> Detections:
+    """The detections of T tiles and the whole frame as one frame's, best score first, `max_detections` or fewer.
+
+    What a tile's edge cut is left to the neighbour or the whole frame, which has it whole; of what several images
+    found, the best box is kept. Within one image NMS is done already.
+    Args: found, T + 1, boxes in pixels of their windows; windows (T + 1, 4) of `Tiles.windows`.
     """
-    moved = [_moved(one, place, frame_hw) for one, place in zip(found, places, strict=True)]
-    xyxy, scores, ids = (
-        np.concatenate([getattr(one, name) for one in moved]) for name in ("xyxy", "scores", "class_ids")
-    )
-    kept = box_ops.nms_per_class(xyxy, scores, ids, spec.nms_iou)[: spec.max_detections]
-    return replace(found[0], xyxy=xyxy[kept], scores=scores[kept], class_ids=ids[kept])
+    whole = [one[~is_cut(one.xyxy, window, windows[-1])] for one, window in zip(found, windows, strict=True)]
+    moved = [one.xyxy + np.tile(window[:2], 2) for one, window in zip(whole, windows, strict=True)]
+    xyxy = np.concatenate(moved).astype(np.float32)
+    scores, class_ids = (np.concatenate([getattr(one, name) for one in whole]) for name in ("scores", "class_ids"))
+    images = np.repeat(np.arange(len(whole)), [len(one) for one in whole])
+    kept = box_ops.nms_across(xyxy, scores, class_ids, images, min(ACROSS_IOU, spec.nms_iou))[: spec.max_detections]
+    return Detections(xyxy[kept], scores[kept], class_ids[kept], found[0].class_names)
 
 
-def _moved(found: Detections, place: Window, frame_hw: tuple[int, int]) -> Detections:
-    """In frame pixels, without the objects that an inner edge of the window cuts."""
-    whole = np.asarray([0, 0, frame_hw[1], frame_hw[0]])
-    inner = np.asarray(place) != whole  # (4,) edges that are not the frame's
-    xyxy = found.xyxy + np.asarray(place[:2] * 2, np.float32)
-    cut = (np.abs(xyxy - np.asarray(place, np.float32)) < _EDGE) & inner  # (N, 4)
-    return replace(found, xyxy=xyxy.astype(np.float32))[~cut.any(axis=1)]
-
-
-def crop(picture: NDArray[Any], place: Window) -> NDArray[Any]:
-    x1, y1, x2, y2 = place
-    return picture[y1:y2, x1:x2]
+def is_cut(xyxy: NDArray[np.float32], window: NDArray[np.int64], frame: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N, 4) boxes in pixels of a window -> (N,) whether one ends where the window ends and the frame does not."""
+    left, top, right, bottom = window
+    gaps = np.abs(xyxy - (0, 0, right - left, bottom - top))  # (N, 4)
+    return np.asarray(((gaps < CUT_MARGIN) & (window != frame)).any(axis=1))

@@ -85,10 +85,28 @@ def calibrate_one(score: float, logits: np.ndarray, prototype: np.ndarray, spec:
     return spec.alpha * score + (1 - spec.alpha) * cosine
 
 
-def connected(number: int, links: list[tuple[int, int]]) -> list[list[int]]:
-    """The groups of 0 .. number - 1 that links connect, by merging until nothing changes; groups by smallest member."""
-    groups = [{i} for i in range(number)]
-    for a, b in links:
-        together = [group for group in groups if a in group or b in group]
-        groups = [group for group in groups if group not in together] + [set().union(*together)]
-    return sorted(sorted(group) for group in groups)
+# Tiles (glmd_runtime/tiles.py)
+
+Row = tuple[tuple[float, ...], int, float]  # xyxy, class_id, score
+
+
+def merge_tiles(
+    tiles: list[list[Row]], windows: list[tuple[int, ...]], margin: float, threshold: float
+) -> list[tuple[float, int, tuple[float, ...]]]:
+    """Rows of each window in its own pixels, the last window the frame -> rows (score, class_id, xyxy), best first."""
+    frame = windows[-1]
+    candidates = []
+    for t, (rows, (left, top, right, bottom)) in enumerate(zip(tiles, windows, strict=True)):
+        for (x1, y1, x2, y2), k, score in rows:
+            cut_left = left > frame[0] and x1 < margin
+            cut_top = top > frame[1] and y1 < margin
+            cut_right = right < frame[2] and (right - left) - x2 < margin
+            cut_bottom = bottom < frame[3] and (bottom - top) - y2 < margin
+            if not (cut_left or cut_top or cut_right or cut_bottom):
+                candidates.append((score, k, (x1 + left, y1 + top, x2 + left, y2 + top), t))
+    kept: list[tuple[float, int, tuple[float, ...], int]] = []
+    for score, k, box, t in sorted(candidates, key=lambda row: -row[0]):
+        rivals = [other for _, class_id, other, tile in kept if class_id == k and tile != t]
+        if all(iou(np.array(box), np.array(other)) <= threshold for other in rivals):
+            kept.append((score, k, box, t))
+    return [row[:3] for row in kept]
