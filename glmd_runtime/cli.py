@@ -64,8 +64,6 @@ def _run_parser() -> argparse.ArgumentParser:
     add("--picture", type=Path, metavar="OUT.png", help="write the annotated frame with the highest sum of scores")
     add("--score", type=float, metavar="S", help="keep detections above S, 0..1 (default: the bundle's own thresholds)")
     add("--backend", choices=("auto", *BACKENDS), default="auto", help="inference library (default: the fastest here)")
-    add("--tiles", type=int, nargs=2, default=(1, 1), metavar=("COLUMNS", "ROWS"),
-        help="cut frames into tiles, for small objects; 2 1 takes three times as long")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the library's choice)")
     add("--device", metavar="D", help="cpu, cuda or cuda:N (default: the fastest)")
     add("--build", choices=BUILD, default="auto", help="build a TensorRT engine if none is cached (default), or never")

@@ -34,8 +34,6 @@ class Detector:
             or an object with `run` and `close`.
         score_threshold: one number in 0..1 for all classes instead of the manifest's thresholds.
         pcb: whether a bundle exported with --pcb calibrates its scores; another bundle never does.
-        tiles: (columns, rows) that a frame is cut into, for small objects; each tile, and the whole frame, takes as
-            long as a frame without tiles. (1, 1) cuts nothing.
         threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library.
         device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
         build: "auto" builds a TensorRT engine on this device when there is none in the cache, which takes minutes;
@@ -94,7 +92,6 @@ class Detector:
             "precision": self._manifest.engines[self._engine],
             "score_thresholds": dict(zip(self.class_names, self._postprocess.score_thresholds, strict=True)),
             "size_hw": list(self._manifest.preprocess.size_hw),
-            "tiles": list(self._tiles),
             "provenance": dict(self._manifest.provenance),
             **({"pcb_backend": self._calibrator.backend_name} if self._calibrator else {}),
             **({"tiles": [self._tiles.columns, self._tiles.rows]} if self._tiles else {}),

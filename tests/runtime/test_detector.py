@@ -140,7 +140,6 @@ def test_info(tiny_bundle: Path, installed: str) -> None:
             "precision": "fp32",
             "score_thresholds": {"person": 0.2, "car": 0.1},
             "size_hw": [64, 80],
-            "tiles": [1, 1],
             "provenance": {"checkpoint": "none"},
         }
 
