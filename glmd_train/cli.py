@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from glmd_runtime.command import run_command
-from glmd_train.commands import convert, evaluate, fit, prepare, prototypes
+from glmd_train.commands import convert, evaluate, fit, prepare, prototypes, teach
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="glmd-train", description="Train and score thermal few-shot detectors.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (prepare, fit, prototypes, evaluate, convert):
+    for command in (teach, prepare, fit, prototypes, evaluate, convert):
         command.add_parser(commands)
     return top
 

@@ -219,24 +219,24 @@ def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
 
     Raises: UsageError naming the file, the key and what is allowed there.
     """
-    values = _read_yaml(path)
+    values = read_yaml(path)
     for override in overrides or []:
         _apply(values, override)
-    return _validated(TrainConfig, _resolve(values, path.parent), path)
+    return validated(TrainConfig, _resolve(values, path.parent), path)
 
 
 def load_network_config(path: Path) -> NetworkConfig:
     """`model` and `preprocess` of a training configuration, or of a file with only these; errors as `load_config`'s."""
-    values = _read_yaml(path)
+    values = read_yaml(path)
     known = {key: value for key, value in values.items() if key not in _TRAINING_ONLY}  # misspelt keys stay, and fail
-    return _validated(NetworkConfig, known, path)
+    return validated(NetworkConfig, known, path)
 
 
 _TRAINING_ONLY = set(TrainConfig.model_fields) - set(NetworkConfig.model_fields)
 _Config = TypeVar("_Config", bound=NetworkConfig)
 
 
-def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
+def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
     """The keys and values of a file, over those of the file that its `extends` names."""
     if not path.is_file():
         raise UsageError(f"--config expects a YAML file; {path} does not exist")
@@ -250,7 +250,7 @@ def _read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
         return values
     if depth == _MAX_EXTENDS:
         raise UsageError(f"{path} extends itself, or {_MAX_EXTENDS} files one after the other. Name another file.")
-    return _merged(_read_yaml(path.parent / str(values.pop("extends")), depth + 1), values)
+    return _merged(read_yaml(path.parent / str(values.pop("extends")), depth + 1), values)
 
 
 _MAX_EXTENDS = 5
@@ -262,7 +262,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
 
 
-def _validated(kind: type[_Config], values: dict[str, Any], path: Path) -> _Config:
+def validated(kind: type[_Config], values: dict[str, Any], path: Path) -> _Config:
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -85,6 +85,13 @@ def calibrate_one(score: float, logits: np.ndarray, prototype: np.ndarray, spec:
     return spec.alpha * score + (1 - spec.alpha) * cosine
 
 
+def connected(number: int, links: list[tuple[int, int]]) -> list[list[int]]:
+    """The groups of 0 .. number - 1 that links connect, by merging until nothing changes; groups by smallest member."""
+    groups = [{i} for i in range(number)]
+    for a, b in links:
+        together = [group for group in groups if a in group or b in group]
+        groups = [group for group in groups if group not in together] + [set().union(*together)]
+    return sorted(sorted(group) for group in groups)
 # Tiles (glmd_runtime/tiles.py)
 
 Row = tuple[tuple[float, ...], int, float]  # xyxy, class_id, score

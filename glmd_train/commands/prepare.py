@@ -8,14 +8,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glmd_runtime.errors import DatasetError, UsageError
-
-if TYPE_CHECKING:
-    from glmd_train.data.lint import Finding
-
-SHOWN = 5  # places of a finding that are printed; --json has all
 
 
 def add_parser(commands: Any) -> None:
@@ -74,7 +69,7 @@ def _add_coco(kinds: Any) -> None:
     add = one.add_argument
     add("--from", type=Path, required=True, dest="source", metavar="PATH", help="the set's folder, or its file")
     add("--out", type=Path, required=True, metavar="FILE.json", help="file to write; pictures stay where they are")
-    add("--format", choices=("yolo", "voc", "coco", "ifsod"), help="where it is not seen from the files")
+    add("--format", choices=("yolo", "voc", "labelme", "coco", "ifsod"), help="where it is not seen from the files")
     add("--split", help="train, val or test, of a set that is divided")
     one.set_defaults(run=_run_coco)
 
@@ -104,19 +99,10 @@ def _run_lint(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"findings": [finding.to_dict() for finding in findings]}, indent=1))
     else:
-        _print_findings(findings)
+        print("\n".join(line for finding in findings for line in finding.lines()))
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:
         raise DatasetError(f"{errors} errors in the data; correct them before training on it.")
-
-
-def _print_findings(findings: list[Finding]) -> None:
-    for finding in findings:
-        print(f"{finding.severity}: {finding.check}: {finding.file}: {finding.text}")
-        for place in finding.where[:SHOWN]:
-            print(f"    {place}")
-        if len(finding.where) > SHOWN:
-            print(f"    and {len(finding.where) - SHOWN} more; --json lists all")
 
 
 @contextmanager

@@ -193,7 +193,7 @@ def read_coco(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"Annotation file {path} does not exist. Set GLMD_DATA to the folder of the data sets.")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from error
     missing = set(_LISTS) - set(content if isinstance(content, dict) else ())

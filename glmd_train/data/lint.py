@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glmd_runtime.boxes import xywh_to_xyxy
 from glmd_runtime.errors import DatasetError, SourceError
@@ -22,6 +23,7 @@ from glmd_train.data.measures import Measures, measure
 Severity = Literal["error", "warning", "note"]
 Progress = Callable[[str, int, int], None]  # annotation file, pictures done, pictures in it
 
+SHOWN = 5  # places of a finding that are printed
 TINY = 3.0  # pixels; a box with a shorter side holds hardly a feature
 COLOURFUL = 0.1  # part of the pixels; what makes a picture a coloured one
 CLEAR = 8.0  # intensities; an object with less contrast says nothing of the polarity
@@ -45,7 +47,7 @@ FORMS: dict[str, dict[str, Any]] = {  # what a record must have to be used
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing found in one annotation file.
+    """One kind of thing found in one annotation file (`file`; empty for pictures that are in no file).
 
     error   training or evaluation would stop or be wrong
     where   each place: a picture, an annotation, a pair of pictures
@@ -60,9 +62,15 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def lines(self) -> list[str]:
+        """What it is, and the first places, indented."""
+        more = [f"and {len(self.where) - SHOWN} more; --json lists all"] if len(self.where) > SHOWN else []
+        head = ": ".join(filter(None, (self.severity, self.check, self.file, self.text)))
+        return [head, *(f"    {place}" for place in (*self.where[:SHOWN], *more))]
+
 
 @dataclass
-class _Set:
+class LabelledSet:
     """One annotation file as far as it can be used. All dictionaries but `names` (of categories) are by image id."""
 
     file: Path
@@ -101,15 +109,19 @@ def lint(data: Sequence[Path], support: Sequence[Path] = (), progress: Progress 
     sets = [*data_sets, *support_sets]
     for together in (*([one] for one in data_sets), support_sets):
         _check_classes(together)
-    polarities = {str(one.file): _polarity(one) for one in sets}
+    polarities = {str(one.file): polarity_of(one) for one in sets}
     found = [finding for one in sets for finding in one.findings]
     found += [*_between(sets, polarities), *(f for one in data_sets for f in _shared(one, support_sets))]
+    return errors_first(found)
+
+
+def errors_first(findings: Sequence[Finding]) -> list[Finding]:
     order: tuple[Severity, ...] = ("error", "warning", "note")
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
 
 
-def _examine(file: Path, progress: Progress) -> _Set:
-    one = _Set(file)
+def _examine(file: Path, progress: Progress) -> LabelledSet:
+    one = LabelledSet(file)
     try:
         content = read_coco(file)
     except DatasetError as error:
@@ -121,15 +133,15 @@ def _examine(file: Path, progress: Progress) -> _Set:
     images = [{"file_name": name} for name in one.pictures.values()]
     one.folder = picture_folder({"info": content.get("info"), "images": images}, file)
     _check_boxes(one)
-    _measure_all(one, progress)
-    _check_pictures(one)
+    measure_all(one, progress)
+    check_pictures(one)
     return one
 
 
 # Labels
 
 
-def _read_records(one: _Set, content: dict[str, Any]) -> None:
+def _read_records(one: LabelledSet, content: dict[str, Any]) -> None:
     """Fill names, sizes and boxes with the records that can be used; the others are findings."""
     odd: list[str] = []
     records = {kind: _formed(content[kind], kind, odd) for kind in FORMS}
@@ -154,7 +166,7 @@ def _read_records(one: _Set, content: dict[str, Any]) -> None:
     one.add_places("error", "ids", [f"{kind}: {i}" for (kind, i), n in ids.items() if n > 1], "ids are there twice")
 
 
-def _check_classes(sets: list[_Set]) -> None:
+def _check_classes(sets: list[LabelledSet]) -> None:
     """Files that are one set together, as few-shot splits are a file a class, need not have every class each."""
     used = {one.names[a["category_id"]] for one in sets for i in one.boxes for a in one.objects(i)}
     for one in sets[:1]:
@@ -175,7 +187,7 @@ def _formed(records: Any, kind: str, odd: list[str]) -> list[dict[str, Any]]:
     return formed
 
 
-def _check_boxes(one: _Set) -> None:
+def _check_boxes(one: LabelledSet) -> None:
     boxes = [(i, a) for i, annotations in one.boxes.items() for a in annotations]
     tiny = [f"{one.pictures[i]}: annotation {a.get('id')} {a['bbox']}" for i, a in boxes if min(a["bbox"][2:]) < TINY]
     one.add_places("warning", "tiny box", tiny, f"boxes have a side under {TINY:g} pixels")
@@ -189,7 +201,7 @@ def _check_boxes(one: _Set) -> None:
 # Pictures
 
 
-def _measure_all(one: _Set, progress: Progress) -> None:
+def measure_all(one: LabelledSet, progress: Progress = lambda *_: None) -> None:
     """Read every picture; those that cannot be read are findings."""
     unreadable: list[str] = []
     sizes: list[str] = []
@@ -211,10 +223,10 @@ def _measure_all(one: _Set, progress: Progress) -> None:
             if result.hw != one.sizes[i]:
                 sizes.append(f"{one.pictures[i]} is {result.hw} (height, width), the file says {one.sizes[i]}")
     one.add_places("error", "picture", unreadable, "pictures are missing or unreadable")
-    one.add_places("error", "size", sizes, "pictures have another size than the file says")
+    one.add_places("error", "size", sizes, "pictures have another size, as stored, than the file says")
 
 
-def _check_pictures(one: _Set) -> None:
+def check_pictures(one: LabelledSet) -> None:
     total = len(one.measures)
     measures = [(one.pictures[i], m) for i, m in one.measures.items()]
     deep = [name for name, m in measures if m.bits == 16]
@@ -263,7 +275,7 @@ def wilson(hits: int, number: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def _polarity(one: _Set) -> Polarity:
+def polarity_of(one: LabelledSet) -> Polarity:
     """Count, and say what follows.
 
     A picture has one polarity, so its objects have one vote. Where there are enough of them only people and animals
@@ -272,9 +284,9 @@ def _polarity(one: _Set) -> Polarity:
     if sum(m.colourful > COLOURFUL for m in one.measures.values()) >= len(one.measures) / 2:
         return Polarity(0, 0, False)
     warm = {i for i, name in one.names.items() if name.lower() in WARM_BLOODED}
-    votes = _votes(one, warm)
+    votes = votes_of(one, warm)
     sure = len(votes) >= MIN_VOTES
-    votes = votes if sure else _votes(one, set(one.names))
+    votes = votes if sure else votes_of(one, set(one.names))
     polarity = Polarity(sum(v > 0 for v in votes), sum(v < 0 for v in votes), sure)
     if len(votes) < MIN_VOTES:
         one.add("note", "polarity", f"only {len(votes)} pictures have objects of clear contrast: it cannot be told")
@@ -292,7 +304,7 @@ def _polarity(one: _Set) -> Polarity:
     return polarity
 
 
-def _votes(one: _Set, classes: set[int]) -> list[float]:
+def votes_of(one: LabelledSet, classes: set[int]) -> list[float]:
     """For each picture with clear objects of these classes: positive where more of them are bright, negative dark."""
     votes = []
     for i, m in one.measures.items():
@@ -306,7 +318,7 @@ def _votes(one: _Set, classes: set[int]) -> list[float]:
 # Between files
 
 
-def _between(sets: list[_Set], polarities: dict[str, Polarity]) -> Iterator[Finding]:
+def _between(sets: list[LabelledSet], polarities: dict[str, Polarity]) -> Iterator[Finding]:
     """Bit depth and polarity of one file against another's."""
     for a, b in combinations(sets, 2):
         kinds = [{m.bits for m in one.measures.values()} for one in (a, b)]
@@ -318,21 +330,38 @@ def _between(sets: list[_Set], polarities: dict[str, Polarity]) -> Iterator[Find
             yield Finding("warning", "polarity", str(a.file), f"is {names[0]}, {b.file} is {names[1]}. Invert one")
 
 
-def _shared(one: _Set, support: list[_Set]) -> Iterator[Finding]:
+class Gallery:
+    """Pictures to look for near duplicates in."""
+
+    def __init__(self, measures: Sequence[Measures]) -> None:
+        self._hashes, self._thumbnails = (
+            np.stack([getattr(m, key) for m in measures]) for key in ("bits_of_hash", "thumbnail")
+        )
+
+    def unlikeness(self, m: Measures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """How many bits of the hash differ, infinite where the thumbnails do not correlate, and the correlation.
+
+        Returns: two (S,), for the S pictures. Near duplicates are those with at most NEAR_BITS.
+        """
+        bits = (m.bits_of_hash.size - self._hashes @ m.bits_of_hash) / 2
+        alike = self._thumbnails @ m.thumbnail
+        bits[alike < NEAR_CORRELATION] = np.inf
+        return bits, alike
+
+
+def _shared(one: LabelledSet, support: list[LabelledSet]) -> Iterator[Finding]:
     """Pictures of a set that are in the support sets too, or nearly."""
     others = [(other.pictures[i], m) for other in support for i, m in other.measures.items()]
     if not others:
         return
-    hashes, thumbnails = (np.stack([getattr(m, key) for _, m in others]) for key in ("bits_of_hash", "thumbnail"))
+    gallery = Gallery([m for _, m in others])
     by_pixels = {m.pixels: name for name, m in others}
     same, near = [], []
     for i, m in one.measures.items():
         if m.pixels in by_pixels:
             same.append(f"{one.pictures[i]} = {by_pixels[m.pixels]}")
             continue
-        bits = (m.bits_of_hash.size - hashes @ m.bits_of_hash) / 2  # (S,) that differ
-        alike = thumbnails @ m.thumbnail  # (S,) correlation
-        bits[alike < NEAR_CORRELATION] = np.inf
+        bits, alike = gallery.unlikeness(m)
         best = int(bits.argmin())
         if bits[best] <= NEAR_BITS:
             near.append(f"{one.pictures[i]} ~ {others[best][0]} ({bits[best]:.0f} bits, correlation {alike[best]:.2f})")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from glmd_runtime.errors import DatasetError, UsageError
 from glmd_train.cli import main
 from glmd_train.data.coco import load_coco
-from glmd_train.data.formats import _yolo_line, convert, detect
+from glmd_train.data.formats import convert, detect
+from glmd_train.data.formats import yolo as yolo_reader
 
 NAMES = ("person", "car")
 BOX = (10, 4, 30, 24)  # xyxy pixels of a picture 40 high and 80 wide
@@ -124,7 +125,7 @@ def test_the_box_of_a_yolo_outline_holds_all_its_corners_tightly(
     corners: list[tuple[float, float]], class_id: int
 ) -> None:
     line = f"{class_id} " + " ".join(f"{x / 80!r} {y / 40!r}" for x, y in corners)
-    found, (x1, y1, x2, y2) = _yolo_line(line, "here", 2, (40, 80))
+    found, (x1, y1, x2, y2) = yolo_reader.yolo_line(line, "here", 2, (40, 80))
     assert found == class_id
     xs, ys = zip(*corners, strict=True)
     np.testing.assert_allclose([x1, y1, x2, y2], [min(xs), min(ys), max(xs), max(ys)], atol=1e-9)
@@ -194,7 +195,7 @@ def test_a_wrong_voc_file_is_named(tmp_path: Path, xml: str, says: str) -> None:
 def test_missing_parts_of_a_set_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none does not exist"):
         convert(tmp_path / "none", tmp_path / "out.json")
-    with pytest.raises(UsageError, match=r"must be YOLO .* It looks like none"):
+    with pytest.raises(UsageError, match=r"must be COCO .*YOLO .*Pascal VOC .*LabelMe .* It looks like none"):
         convert(tmp_path, tmp_path / "out.json")
     folder = voc(tmp_path / "voc")
     with pytest.raises(UsageError, match=r"no split val"):

@@ -1,0 +1,151 @@
+"""thermal-fs: how good a detector of six new classes is after 1, 5 or 10 labelled boxes of each.
+
+    python -m benchmarks.fewshot                # the runs that lack, then tables and plots in docs/few-shot.md
+    python -m benchmarks.fewshot --table main --shots 10 --seeds 0 1 2
+    python -m benchmarks.fewshot --report       # tables and plots of the runs that there are
+
+Base classes: person, car, bicycle (HIT-UAV). Novel: uav, airplane, helicopter, bird (air), dog (dogs_people), cheetah
+(cheetah), drawn by the strict protocol, taught together, tested on the val lists and the train pictures not drawn.
+A run is a line of results/fewshot_runs.jsonl; one that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import conditions
+from benchmarks.fewshot_bases import base_path
+from benchmarks.fewshot_report import write_report
+from benchmarks.fewshot_runs import CLASSES, METHODS, NOVEL, SHOTS, Key, Method, add_run, keys, method_of, read_runs
+from glmd_export.onnx_export import export_onnx, export_pcb
+from glmd_runtime import backends
+from glmd_runtime.detections import Detections
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.preprocess import preprocess
+from glmd_train.checkpoint import Checkpoint, load_checkpoint
+from glmd_train.classifier import load_classifier
+from glmd_train.config import DatasetConfig, TrainConfig
+from glmd_train.data.coco import Record, load_coco, load_coco_files
+from glmd_train.data.fewshot import write_splits
+from glmd_train.evaluate import EVAL_SCORE, in_order, score
+from glmd_train.loop import fit
+from glmd_train.prototypes import add_pcb
+from glmd_train.recipes import fine_tuning
+
+Found = dict[str, Detections]  # by PCB state, "off" and "on"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, default=Path(os.environ.get("GLMD_DATA", "../shared/data")))
+    options.add_argument("--table", nargs="+", choices=list(METHODS), default=list(METHODS))
+    options.add_argument("--shots", nargs="+", type=int, default=[], choices=SHOTS)
+    options.add_argument("--seeds", nargs="+", type=int, default=[])
+    options.add_argument("--methods", nargs="+", default=[])
+    options.add_argument("--report", action="store_true", help="run nothing")
+    given = options.parse_args()
+    wanted = [] if given.report else list(keys(given.table, given.shots, given.seeds, given.methods))
+    for number, key in enumerate(wanted, start=1):
+        if key not in read_runs():
+            row = run(key, given.data)
+            add_run(row)
+            off, on = (row[state]["all"]["ap"] for state in ("pcb_off", "pcb_on"))
+            said = f"nAP {off:.1f}, with PCB {on:.1f}, {row['seconds']} s"
+            print(f"{number}/{len(wanted)} {key}: {said}", flush=True)
+    write_report(read_runs())
+
+
+def run(key: Key, data: Path) -> dict[str, Any]:
+    """Draw, fine-tune, score."""
+    method = method_of(key)
+    with tempfile.TemporaryDirectory(prefix="thermal-fs.") as scratch:
+        folder = Path(scratch)
+        splits = draw(data, folder / "splits", key.seed)
+        files = [split / f"full_box_{key.shots}shot_*_trainval.json" for split in splits.values()]
+        base = base_path(method.base)
+        began = time.monotonic()
+        checkpoint = load_checkpoint(fit(configuration(method, base, files, folder / "run", key.seed)))
+        seconds = time.monotonic() - began
+        support = load_coco_files(files, CLASSES)
+        checkpoint = add_pcb(checkpoint, load_classifier(), support)
+        scores = {pcb: {} for pcb in ("off", "on")}
+        records, is_val = test_list(data, splits)
+        found = detect(checkpoint, records, folder)
+    for pcb, rows in scores.items():
+        chosen = [one[pcb] for one in found]
+        rows["all"] = values(records, chosen)
+        rows["val"] = values(*(list(compress(column, is_val)) for column in (records, chosen)))
+    return {
+        **vars(key), "recipe": method.recipe, "base": base.stem, "pictures": len(records), "seconds": round(seconds),
+        "pcb_off": scores["off"], "pcb_on": scores["on"],
+        **conditions("python -m benchmarks.fewshot"),
+    }
+
+
+def draw(data: Path, out: Path, seed: int, shots: Sequence[int] = SHOTS) -> dict[str, Path]:
+    """Set -> the folder of its split."""
+    for name, classes in NOVEL.items():
+        write_splits(data / name / "train.json", out / name, "strict", shots, [seed], classes)
+    return {name: out / name / f"seed{seed}" for name in NOVEL}
+
+
+def configuration(method: Method, base: Path, files: Sequence[Path], output: Path, seed: int) -> TrainConfig:
+    """The method's recipe on the drawn files."""
+    train = [DatasetConfig(annotations=file) for file in files]
+    config = fine_tuning(method.recipe, load_checkpoint(base), base, CLASSES, train, output, seed=seed)
+    return config.model_copy(update={"model": config.model.model_copy(update=dict(method.changes))})
+
+
+def test_list(data: Path, splits: dict[str, Path]) -> tuple[list[Record], list[bool]]:
+    """Train pictures that were not drawn, and val; which of them are val. Every class counts in every picture."""
+    lists = {splits[name] / "test.json": False for name in NOVEL} | {data / name / "val.json": True for name in NOVEL}
+    rows = [(record, is_val) for file, is_val in lists.items() for record in load_coco(file, CLASSES)]
+    place = {id(record): is_val for record, is_val in rows}
+    records = in_order(record for record, _ in rows)
+    return records, [place[id(record)] for record in records]
+
+
+def detect(checkpoint: Checkpoint, records: Sequence[Record], folder: Path) -> list[Found]:
+    """What the exported graphs find with OpenVINO, without and with PCB: twice as fast as PyTorch."""
+    assert checkpoint.pcb
+    calibration, spec = checkpoint.pcb.calibration, _above(EVAL_SCORE, checkpoint)
+    network = backends.load("openvino", export_onnx(checkpoint, folder / "model.onnx"))
+    classifier = backends.load("openvino", export_pcb(checkpoint, folder / "pcb.onnx"))
+    results = []
+    for record in records:
+        image, geometry = preprocess(record.read(), checkpoint.preprocess)
+        valid_hw = np.asarray([geometry.valid_hw], np.float32)
+        out = network.run({"images": image[None], "valid_hw": valid_hw})
+        raw = RawOutputs(out["boxes"][0], out["scores"][0], out["valid"][0].astype(bool))
+        found = postprocess(raw, geometry, calibration.candidates(spec), checkpoint.class_names)
+        boxes = np.zeros((1, spec.max_detections, 4), np.float32)
+        boxes[0, : len(found)] = geometry.to_image(found.xyxy)
+        logits = classifier.run({"images": image[None], "boxes": boxes})["logits"][0, : len(found)]
+        results.append({"off": found, "on": calibration.apply(found, logits, spec)})
+    return results
+
+
+def _above(threshold: float, checkpoint: Checkpoint) -> PostprocessSpec:
+    return replace(checkpoint.postprocess, score_thresholds=(threshold,) * len(checkpoint.class_names))
+
+
+def values(records: Sequence[Record], found: Sequence[Detections]) -> dict[str, Any]:
+    """Means and AP by class, in percent."""
+    result = score(list(records), list(found), CLASSES)
+    means = {key: round(100 * result.mean(key), 2) for key in ("ap", "ap50", "ap75")}
+    return {**means, "classes": {name: round(100 * row.ap, 2) for name, row in result.classes.items()},
+            "classes50": {name: round(100 * row.ap50, 2) for name, row in result.classes.items()}}
+
+
+if __name__ == "__main__":
+    main()

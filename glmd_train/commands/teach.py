@@ -1,0 +1,108 @@
+"""glmd-train teach: pictures and labels of a new object -> a fine-tuned, calibrated checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmd_runtime.errors import DatasetError, UsageError
+
+if TYPE_CHECKING:
+    from glmd_train.teach import Lesson
+
+
+def add_parser(commands: Any) -> None:
+    one = commands.add_parser(
+        "teach", help="a few labelled pictures of something new -> a calibrated detector of it",
+        description="Fine-tune a base model on a few labelled pictures of new classes, choose a score threshold for "
+        "each, add prototypes. The model knows the taught classes, not the base's.",
+        epilog="example: glmd-train teach --images pictures/ --annotations labels.json -o my_model",
+    )
+    add = one.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="the pictures")
+    add("--annotations", type=Path, required=True, metavar="PATH",
+        help="their labels: a COCO file, YOLO's, Pascal VOC's or LabelMe's folder")
+    add("--base", type=Path, default=Path("models/thermal_lite0_base.safetensors"), metavar="FILE",
+        help="the model to start from (default: %(default)s)")
+    add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
+    add("--classes", nargs="+", default=[], metavar="NAME", help="teach these of the labelled classes (default: all)")
+    add("--recipe", default="default", metavar="NAME", help="how to train: a name in glmd_train/configs/recipes")
+    add("--false-alarms", type=float, default=10.0, metavar="N",
+        help="of each class in 1000 pictures like the background, at most (default: %(default)g)")
+    add("--seed", type=int, default=0, metavar="N", help="of the training (default: %(default)s)")
+    add("-o", "--output", type=Path, metavar="NAME", help="writes NAME.safetensors and the folder NAME.report")
+    add("--dry-run", action="store_true", help="judge the pictures, and train nothing")
+    add("--json", action="store_true", help="print the findings, or the report, as JSON")
+    one.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    output, folder = _outputs(options)
+    from glmd_train.recipes import recipe_names
+    from glmd_train.teach import read_lesson
+
+    if options.recipe not in recipe_names():
+        raise UsageError(f"--recipe must be one of {', '.join(recipe_names())}; got {options.recipe!r}.")
+    if options.false_alarms < 0 or options.seed < 0:
+        raise UsageError("--false-alarms and --seed must be 0 or more.")
+    lesson = read_lesson(options.images, options.annotations, options.base, options.classes, options.background)
+    if options.dry_run:
+        _print_judgement(lesson, options.json)
+    _refuse_errors(lesson)
+    if not options.dry_run:
+        _teach(lesson, output, folder, options)
+
+
+def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The file and the folder to write. Raises: UsageError if there is none, or something there already."""
+    if options.output is None and not options.dry_run:
+        raise UsageError("-o NAME is needed: it writes NAME.safetensors and NAME.report. Or use --dry-run.")
+    name = options.output or Path("dry_run")
+    name = name.with_suffix("") if name.suffix == ".safetensors" else name
+    output, folder = name.with_name(f"{name.name}.safetensors"), name.with_name(f"{name.name}.report")
+    if not options.dry_run and (there := [str(path) for path in (output, folder) if path.exists()]):
+        raise UsageError(f"{' and '.join(there)} exists already. Choose another -o, or remove it.")
+    return output, folder
+
+
+def _refuse_errors(lesson: Lesson) -> None:
+    if errors := [finding.text for finding in lesson.findings if finding.severity == "error"]:
+        raise DatasetError(f"The pictures cannot be taught from: {'; '.join(errors)}")
+
+
+def _teach(lesson: Lesson, output: Path, folder: Path, options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from glmd_train.lesson_report import as_text, report_values, write_report
+    from glmd_train.teach import save, teach
+
+    console = Console(stderr=True, highlight=False)
+    for finding in lesson.findings:
+        console.print(f"{finding.severity}: {finding.text}", markup=False)
+    began = time.monotonic()
+    with redirect_stdout(sys.stderr):  # stdout is for the report
+        taught = teach(
+            lesson, folder, recipe=options.recipe, false_alarms=options.false_alarms, seed=options.seed,
+            step=lambda text: console.print(text, markup=False),
+        )
+    values = report_values(lesson, taught, time.monotonic() - began)
+    write_report(folder, values, lesson, taught)
+    save(taught, output, {"taught": {key: values[key] for key in ("pictures", "classes", "background")}})
+    print(json.dumps(values, indent=1) if options.json else as_text(values))
+    console.print(f"Written: {output}, {folder}/. Next: glmd-export --ckpt {output} --fp16", markup=False)
+
+
+def _print_judgement(lesson: Lesson, as_json: bool) -> None:
+    from glmd_train.checkpoint import load_checkpoint
+    from glmd_train.support import print_judgement, summary
+
+    values = summary(lesson.records, lesson.class_names, load_checkpoint(lesson.base).preprocess)
+    if as_json:
+        print(json.dumps({"pictures": values, "findings": [one.to_dict() for one in lesson.findings]}, indent=1))
+    else:
+        print_judgement(values, lesson.findings)

@@ -1,0 +1,49 @@
+"""Label files as tools leave them: suffixes in capitals, a byte order mark, hidden copies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from glmd_runtime.errors import DatasetError, UsageError
+
+
+def files_in(folder: Path, suffix: str) -> list[Path]:
+    """Its files with a suffix (in small letters), in order; hidden ones, as macOS' `._a.xml`, are left out."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() == suffix and not file.name.startswith("."))
+
+
+def text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")  # without the mark that Windows' editors begin with
+    except (UnicodeDecodeError, OSError) as error:
+        raise DatasetError(f"{file} is not a text file: {error}.") from error
+
+
+def lines_of(file: Path) -> list[str]:
+    return text_of(file).splitlines()
+
+
+def json_of(file: Path) -> Any:
+    try:
+        return json.loads(text_of(file))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{file} is not JSON: {error}.") from error
+
+
+def json_kind(file: Path) -> Literal["coco", "labelme"] | None:
+    """What a JSON file is by its keys; None for any other and for a damaged one."""
+    try:
+        content = json_of(file)
+    except DatasetError:
+        return None
+    keys = set(content) if isinstance(content, dict) else set()
+    if "shapes" in keys:
+        return "labelme"
+    return "coco" if keys & {"images", "annotations"} else None
+
+
+def not_divided(path: Path, split: str | None) -> None:
+    if split:
+        raise UsageError(f"{path} is not divided into train, val and test. Leave out --split.")

@@ -1,0 +1,82 @@
+"""The pictures of labels that lie elsewhere, and name their pictures in their own way."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+
+from glmd_runtime.errors import DatasetError
+from glmd_runtime.video.sources import PICTURE_SUFFIXES
+
+# Label Studio puts eight hexadecimal digits before the name of an uploaded picture.
+_UPLOADED = re.compile("^[0-9a-f]{8}-(?=.)")
+
+
+class PictureIndex:
+    """The pictures of a folder and of those in it, by name; capitals do not matter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pictures = pictures_in(folder) if folder.is_dir() else []
+        if not self.pictures:
+            state = "holds none" if folder.is_dir() else "is no folder"
+            raise DatasetError(f"The pictures must be in a folder ({', '.join(PICTURE_SUFFIXES)}); {folder} {state}.")
+        self._names: defaultdict[str, list[Path]] = defaultdict(list)  # whole and without suffix
+        self._paths = {path.relative_to(folder).as_posix().lower(): path for path in self.pictures}
+        for path in self.pictures:
+            self._names[path.name.lower()].append(path)
+            self._names[path.stem.lower()].append(path)
+        self._taken: dict[Path, str] = {}
+
+    def find(self, name: str, *more: str) -> list[Path]:
+        """The pictures that a label may mean, by the first of its names (paths of any system) that there is.
+
+        A name is looked for as a path in the folder, as a file name, then without suffix, then without what Label
+        Studio puts before it. Of several pictures that are called so, those whose folders are called as the name says.
+        """
+        for one in (name, *more):
+            wanted = PurePosixPath(one.lower().replace("\\", "/"))
+            if path := self._paths.get(str(wanted)):
+                return [path]
+            stem = wanted.stem if wanted.suffix in PICTURE_SUFFIXES else wanted.name
+            for candidate in (wanted.name, stem, _UPLOADED.sub("", wanted.name), _UPLOADED.sub("", stem)):
+                if found := self._names.get(candidate):
+                    return _nearest(found, wanted)
+        return []
+
+    def take(self, source: Path, name: str, *more: str) -> Path:
+        """The one picture that the label file `source` calls so, see `find`.
+
+        Raises: DatasetError, naming `source`, where there is none, more than one, or one that is labelled already.
+        """
+        found = self.find(name, *more)
+        if len(found) != 1:
+            came = "several: " + ", ".join(map(str, found[:3])) if found else "no such picture"
+            raise DatasetError(
+                f"{source} labels {name}, but in {self.folder} there is {came}. Put each labelled picture there, once."
+            )
+        (path,), by = found, f"{name} of {source}"
+        if path in self._taken:
+            raise DatasetError(
+                f"{path} would have the labels of both {self._taken[path]} and {by}. Are these two pictures, or is one "
+                "labelled twice? Rename or remove one."
+            )
+        self._taken[path] = by
+        return path
+
+
+def _nearest(found: list[Path], wanted: PurePosixPath) -> list[Path]:
+    """Those that share most folders with `wanted`, counted from the picture upwards."""
+
+    def shared(path: Path) -> int:
+        folders = zip(path.parts[-2::-1], wanted.parts[-2::-1], strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0].lower() == pair[1], folders))
+
+    most = max(map(shared, found))
+    return [path for path in found if shared(path) == most]
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))

@@ -1,0 +1,118 @@
+"""What a lesson came to, for people (report.md and a sheet of pictures) and programs (report.json)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from glmd_runtime.detections import Detections
+from glmd_runtime.draw import DARK, Picture, draw
+from glmd_runtime.sinks import save_picture, whole_file
+from glmd_train.data.coco import Record
+from glmd_train.support import summary
+from glmd_train.teach import Lesson, Taught
+
+TILE, COLUMNS, MOST = 400, 4, 24  # pixels a side; tiles a row; tiles on the sheet
+TRUTH = (120, 230, 120)  # BGR
+
+
+def report_values(lesson: Lesson, taught: Taught, seconds: float) -> dict[str, Any]:
+    """Everything that is reported, as plain values; rates in 0..1, None where there was nothing to measure."""
+    checkpoint = taught.checkpoint
+    thresholds = dict(zip(lesson.class_names, checkpoint.postprocess.score_thresholds, strict=True))
+    assert checkpoint.pcb
+    return {
+        "pictures": summary(lesson.records, lesson.class_names, checkpoint.preprocess),
+        "classes": {name: _class_row(taught, name, threshold) for name, threshold in thresholds.items()},
+        "thresholds_with_pcb": dict(zip(lesson.class_names, checkpoint.pcb.calibration.spec.score_thresholds,
+                                        strict=True)),
+        "background": {"counted_in": taught.quiet, "trained_on": len(lesson.background) - taught.quiet},
+        "findings": [finding.to_dict() for finding in lesson.findings],
+        "training": checkpoint.provenance,
+        "seconds": round(seconds),
+    }
+
+
+def _class_row(taught: Taught, name: str, threshold: float) -> dict[str, Any]:
+    rows, tested = taught.held_out[name], taught.held_out[name].objects
+    return {
+        "threshold": threshold,
+        "chosen": taught.chosen[name],
+        "held_out_objects": tested,
+        "held_out_recall": round(rows.recall(threshold), 4) if tested else None,
+        "held_out_precision": round(rows.precision(threshold), 4) if tested else None,
+        "false_alarms_per_1000": round(1000 * taught.alarms[name] / taught.quiet, 1) if taught.quiet else None,
+    }
+
+
+def write_report(folder: Path, values: dict[str, Any], lesson: Lesson, taught: Taught) -> None:
+    """report.json, report.md and held_out.jpg."""
+    with whole_file(folder / "report.json") as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n")
+    with whole_file(folder / "report.md") as partial:
+        partial.write_text(as_text(values))
+    tested = [(r, one) for r, one in zip(lesson.records, taught.found, strict=True) if one is not None]
+    if tested:
+        thresholds = taught.checkpoint.postprocess.score_thresholds
+        save_picture(folder / "held_out.jpg", sheet(tested, thresholds))
+
+
+def as_text(values: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "# What was taught", "",
+        "| class | boxes | score threshold | held-out recall | held-out precision | false alarms in 1000 frames |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    boxes = values["pictures"]["boxes"]
+    for name, row in values["classes"].items():
+        rates = (_percent(row["held_out_recall"]), _percent(row["held_out_precision"]))
+        alarms = "not measured" if row["false_alarms_per_1000"] is None else f"{row['false_alarms_per_1000']:g}"
+        lines.append(
+            f"| {name} | {boxes[name]} | {row['threshold']:.2f} ({row['chosen']}) | {' | '.join(rates)} | {alarms} |"
+        )
+    lines += ["", _WHAT_HELD_OUT_MEANS, "", *_background(values["background"]), ""]
+    lines += [f"* {f['severity']}: {f['text']}" for f in values["findings"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+_WHAT_HELD_OUT_MEANS = (
+    "Held out: half of the pictures at a time, scored by a model that was trained on the other half (held_out.jpg "
+    "shows them: green what was labelled, other colours what was found). The model in the file was trained on all. "
+    "Ten pictures say little of the next thousand, and pictures of one place nothing of another."
+)
+
+
+def _background(row: dict[str, int]) -> list[str]:
+    if not row["counted_in"]:
+        return ["No pictures without objects were given (--background), so false alarms were not measured."]
+    return [f"False alarms were counted in {row['counted_in']} pictures without objects that were not trained on."]
+
+
+def _percent(rate: float | None) -> str:
+    return "not measured" if rate is None else f"{100 * rate:.0f}%"
+
+
+def sheet(tested: list[tuple[Record, Detections]], thresholds: tuple[float, ...]) -> Picture:
+    """The first MOST pictures side by side, their labels in green and what was found above its class's threshold."""
+    tiles = [_tile(record, found, thresholds) for record, found in tested[:MOST]]
+    tiles += [np.full_like(tiles[0], DARK)] * (-len(tiles) % min(COLUMNS, len(tiles)))
+    columns = min(COLUMNS, len(tiles))
+    return np.concatenate([np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)])
+
+
+def _tile(record: Record, found: Detections, thresholds: tuple[float, ...]) -> Picture:
+    frame = record.read()
+    picture = draw(frame, found[found.scores > np.asarray(thresholds)[found.class_ids]])
+    zoom = picture.shape[1] / frame.shape[1]
+    for x1, y1, x2, y2 in np.rint(record.boxes * zoom).astype(int).tolist():
+        cv2.rectangle(picture, (x1, y1), (x2, y2), TRUTH, 2)
+    scale = TILE / max(picture.shape[:2])
+    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[:TILE, :TILE]
+    tile = np.full((TILE, TILE, 3), DARK, np.uint8)
+    tile[: small.shape[0], : small.shape[1]] = small
+    return tile

@@ -1,0 +1,45 @@
+"""Recipes of few-shot fine-tuning: how a base model is trained on support pictures, whatever the classes.
+
+A recipe is a YAML file in `configs/recipes` with keys of a training configuration. What the base model decides (its
+network and pixels) and what a lesson decides (classes, pictures, folder) is filled in here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glmd_train.checkpoint import Checkpoint
+from glmd_train.config import DatasetConfig, TrainConfig, read_yaml, validated
+
+FOLDER = Path(__file__).parent / "configs" / "recipes"
+DEFAULT = "default"
+
+
+def recipe_names() -> list[str]:
+    """The recipes there are, `DEFAULT` first."""
+    return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (name != DEFAULT, name))
+
+
+def fine_tuning(
+    recipe: str, base: Checkpoint, weights: Path, class_names: tuple[str, ...], train: list[DatasetConfig],
+    output: Path, **changes: Any,
+) -> TrainConfig:
+    """The configuration of one fine-tuning.
+
+    Args: recipe, one of `recipe_names()`; base, what `weights` holds; changes, of single keys: seed, iterations ...
+    """
+    path = FOLDER / f"{recipe}.yaml"
+    values = read_yaml(path)
+    spec = base.preprocess
+    crop_hw = [max(32, edge * 3 // 4 // 32 * 32) for edge in spec.size_hw]  # more pictures a second than whole ones
+    network = {**base.config.model_dump(mode="json"), "class_names": class_names, **values.pop("model", {})}
+    own: dict[str, Any] = {
+        "model": network,
+        "preprocess": {"size_hw": spec.size_hw, "mean": spec.mean, "std": spec.std, "resize": spec.resize},
+        "augment": {"crop_hw": crop_hw, **values.pop("augment", {})},
+        "weights": weights.resolve(),
+        "train": train,
+        "output": output,
+    }
+    return validated(TrainConfig, {**values, **own, **changes}, path)

@@ -1,0 +1,161 @@
+"""`glmd-train teach` on pictures that the test draws: one file, thresholds, report, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from glmd_runtime.postprocess import PostprocessSpec
+from glmd_runtime.preprocess import PreprocessSpec
+from glmd_train import recipes
+from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from glmd_train.cli import main
+from glmd_train.config import ModelConfig
+from glmd_train.model.detector import build_model
+from glmd_train.teach import folds
+from tests.train.squares import draw_squares
+
+QUICK = """
+predictor: reset
+iterations: 60
+batch_size: 2
+warmup: 5
+learning_rate: 0.002
+model: {roi_batch: 16, rpn_batch: 32}
+augment: {crop_hw: [64, 80], scale: [0.9, 1.1]}
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small model that knows `blob`, and a recipe that takes seconds."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "default.yaml").write_text(QUICK)
+    monkeypatch.setattr(recipes, "FOLDER", folder)
+    config = ModelConfig(class_names=("blob",), proposals=10)
+    spec = PreprocessSpec((64, 80), (127.0,), (128.0,))
+    checkpoint = Checkpoint(build_model(config), config, spec, PostprocessSpec((0.3,)))
+    return save_checkpoint(tmp_path / "base.safetensors", checkpoint)
+
+
+@pytest.fixture
+def teach(base: Path, tmp_path: Path) -> Callable[..., int]:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    draw_squares(pictures)
+
+    def run(*arguments: object, output: str = "model") -> int:
+        given = ["teach", "--images", pictures, "--annotations", pictures / "labels.json", "--base", base]
+        return main([str(a) for a in (*given, "-o", tmp_path / output, *arguments)])
+
+    return run
+
+
+def test_one_file_and_a_report(teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quiet = tmp_path / "quiet"
+    quiet.mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(6):
+        cv2.imwrite(str(quiet / f"{i}.png"), rng.normal(7600, 15, (64, 80)).astype(np.uint16))
+    assert teach("--background", quiet, "--json") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("model")) == [
+        "model.report", "model.safetensors"
+    ]
+    assert not list((tmp_path / "model.report").rglob("*.safetensors"))
+    checkpoint = load_checkpoint(tmp_path / "model.safetensors")
+    assert checkpoint.class_names == ("square",)
+    assert checkpoint.pcb is not None
+    assert checkpoint.pcb.calibration.prototypes.any()
+    row = values["classes"]["square"]
+    assert checkpoint.postprocess.score_thresholds == (row["threshold"],)
+    assert row["held_out_objects"] == 8
+    assert values["background"] == {"counted_in": 3, "trained_on": 3}
+    assert row["false_alarms_per_1000"] <= 10
+    assert checkpoint.provenance["taught"]["classes"] == values["classes"]
+    logs = {p.name for p in (tmp_path / "model.report").iterdir()}
+    assert logs >= {"report.json", "report.md", "held_out.jpg", "all.jsonl", "without_1.jsonl", "without_2.jsonl"}
+    assert "| square | 8 |" in (tmp_path / "model.report" / "report.md").read_text()
+
+
+def test_a_dry_run_judges_and_writes_nothing(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert teach("--dry-run", "--json") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["pictures"]["boxes"] == {"square": 8}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def relabelled(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_class_that_the_base_knows_is_refused(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add_blob(content: dict[str, Any]) -> None:
+        content["categories"].append({"id": 2, "name": "blob"})
+        content["annotations"].append({"id": 99, "image_id": 0, "category_id": 2, "bbox": [1, 1, 9, 9]})
+
+    relabelled(tmp_path / "pictures" / "labels.json", add_blob)
+    assert teach() == 2
+    error = capsys.readouterr().err
+    assert "knows ['blob'] already" in error
+    assert "--classes square" in error
+    assert teach("--classes", "square", "--dry-run") == 0
+    assert teach("--classes", "blob") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--classes", "fox"], "has no box of ['fox']"),
+        (["--recipe", "magic"], "--recipe must be one of default"),
+        (["--false-alarms", "-1"], "0 or more"),
+        (["--background", "nowhere"], "--background expects a folder"),
+    ],
+)
+def test_wrong_requests_are_one_line_and_write_nothing(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert teach(*arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("model")]
+
+
+def test_what_is_there_is_not_overwritten(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"mine")
+    assert teach() == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([], []),
+        ([[0]], []),  # its only picture stays in training
+        ([[0], [0]], [[0], [1]]),
+        ([[0], [0], [1]], [[0], [1]]),  # the class with one picture is never held out
+        ([[0], [1], [0], [1]], [[0, 1], [2, 3]]),
+        ([[], [0], [0, 0]], [[1], [2]]),
+    ],
+)
+def test_folds_leave_a_picture_of_every_class(labels: list[list[int]], expected: list[list[int]]) -> None:
+    arrays = [np.asarray(one, np.int64) for one in labels]
+    assert folds(arrays, 2) == expected

@@ -1,0 +1,81 @@
+"""Score thresholds: the best F1 against trying every one, the quiet one against counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmd_train.thresholds import HIGHEST, LOWEST, HeldOut, best_f1, held_out, quiet_threshold
+from tests.train.test_evaluate import A, B, C, found, record
+
+SCORES = st.lists(st.integers(6, 94).map(lambda n: n / 100), max_size=20)
+
+
+def rows(scores: list[float], hits: list[bool], objects: int) -> HeldOut:
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    return HeldOut(np.asarray(scores, float)[order], np.asarray(hits, bool)[order], objects)
+
+
+def f1(one: HeldOut, threshold: float) -> float:
+    passed = one.scores > threshold
+    return 2 * one.hit[passed].sum() / (one.objects + passed.sum())
+
+
+@pytest.mark.parametrize(
+    ("scores", "hits", "objects", "expected"),
+    [
+        ([], [], 0, None),
+        ([], [], 3, None),
+        ([0.9], [False], 1, None),
+        ([0.9], [True], 1, (0.9 + LOWEST) / 2),
+        ([0.9, 0.3], [True, False], 1, 0.6),
+        ([0.9, 0.8, 0.3], [False, True, False], 1, 0.55),
+        ([0.9, 0.2], [True, True], 2, (0.2 + LOWEST) / 2),
+        ([1.0, 1.0], [True, True], 2, (1.0 + LOWEST) / 2),
+    ],
+)
+def test_the_best_f1_by_hand(scores: list[float], hits: list[bool], objects: int, expected: float | None) -> None:
+    threshold = best_f1(rows(scores, hits, objects))
+    assert threshold == (None if expected is None else pytest.approx(expected))
+
+
+@given(st.data())
+def test_no_threshold_has_a_better_f1(data: st.DataObject) -> None:
+    scores = data.draw(st.lists(st.integers(6, 94).map(lambda n: n / 100), min_size=1, max_size=20, unique=True))
+    hits = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    one = rows(scores, hits, sum(hits) + data.draw(st.integers(0, 3)))
+    threshold = best_f1(one)
+    if threshold is None:
+        assert not any(hits)
+    else:
+        assert LOWEST <= threshold <= HIGHEST
+        assert f1(one, threshold) == pytest.approx(max(f1(one, t) for t in np.linspace(0, 1, 401)))
+
+
+@given(SCORES, st.integers(1, 300), st.floats(0, 100))
+def test_the_quiet_threshold_keeps_its_promise_and_is_the_lowest(
+    scores: list[float], frames: int, per_1000: float
+) -> None:
+    threshold = quiet_threshold(scores, frames, per_1000)
+    alarms = sum(score > threshold for score in scores)
+    assert alarms * 1000 / frames <= per_1000
+    just_below = [score for score in scores if score == threshold]
+    assert threshold == LOWEST or (alarms + len(just_below)) * 1000 / frames > per_1000
+
+
+def test_held_out_rows_are_matched_by_class_and_ignore_regions_do_not_count() -> None:
+    records = [record([A, B], [0, 1], [C]), record([A], [0])]
+    detections = [
+        found([A, A, B, C], [0.9, 0.8, 0.7, 0.6], [0, 0, 1, 0]),
+        found([B], [0.5], [0]),
+    ]
+    one = held_out(records, detections, 0)
+    assert one.scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
+    assert one.hit.tolist() == [True, False, False]
+    assert one.objects == 2
+    assert one.recall(0.3) == 0.5
+    assert one.precision(0.85) == 1.0
+    assert one.precision(0.95) == 1.0  # nothing passes, nothing is wrong
+    assert held_out(records, detections, 1).hit.tolist() == [True]
