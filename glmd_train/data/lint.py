@@ -338,7 +338,7 @@ class Gallery:
             np.stack([getattr(m, key) for m in measures]) for key in ("bits_of_hash", "thumbnail")
         )
 
-    def unlikeness(self, m: Measures) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def unlikeness(self, m: Measures) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """How many bits of the hash differ, infinite where the thumbnails do not correlate, and the correlation.
 
         Returns: two (S,), for the S pictures. Near duplicates are those with at most NEAR_BITS.
