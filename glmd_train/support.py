@@ -243,7 +243,7 @@ def print_judgement(values: dict[str, Any], findings: Sequence[Finding]) -> None
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False, emoji=False)
     pictures, different = _count(values["pictures"], "picture"), values["different"]
     table = Table("class", "boxes", "shorter side in the network's picture, pixels: min, median, max",
                   title=f"{pictures}, {different} different with objects")
@@ -252,6 +252,6 @@ def print_judgement(values: dict[str, Any], findings: Sequence[Finding]) -> None
         table.add_row(name, str(boxes), ", ".join(f"{side:g}" for side in sides.values()))
     console.print(table)
     for line in (line for finding in findings for line in finding.lines()):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if not findings:
         console.print("Nothing to object to.")

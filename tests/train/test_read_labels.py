@@ -85,7 +85,11 @@ EXPORTS: dict[str, tuple[str, dict[str, str]]] = {
     "YOLO, classes beside": ("labels", {"labels/a.txt": LINE, "classes.txt": "fox"}),
     "YOLO, list of classes": ("classes.txt", {"labels/a.txt": LINE, "classes.txt": "fox"}),
     "YOLO, byte order marks": ("", {"labels/a.txt": BOM + LINE, "classes.txt": BOM + "fox\r\n"}),
-    "YOLO of Roboflow": ("data.yaml", {"train/labels/a.txt": LINE, "data.yaml": ROBOFLOW, "README.txt": "words"}),
+    "YOLO of Roboflow": ("data.yaml", {"train/labels/a.txt": LINE, "data.yaml": ROBOFLOW,
+                                       "README.txt": "128 pictures of a fox, exported"}),
+    "YOLO, labels in folders": ("labels", {"labels/deep/a.txt": LINE, "classes.txt": "fox \n"}),
+    "LabelMe in folders": ("", {"clip/a.json": labelme()}),
+    "VOC in folders": ("", {"Annotations/clip/a.xml": xml("clip/a.png")}),
     "YOLO of CVAT": ("", {"obj_train_data/a.txt": LINE, "obj.names": "fox\n", "obj.data": "classes = 1\n",
                           "train.txt": "data/obj_train_data/a.png\n"}),
     "YOLO of Label Studio": ("", {"labels/1b9ad05e-a.txt": LINE, "classes.txt": "fox\n",
@@ -224,6 +228,53 @@ def test_images_must_be_a_folder_of_pictures(tmp_path: Path, state: str) -> None
         read_labels(write(tmp_path / "a.json", labelme()), tmp_path / "pictures")
 
 
+def test_coco_pictures_have_the_size_that_was_labelled(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", (80, 160))
+    with pytest.raises(DatasetError, match=r"a\.png is \(80, 160\) .* but its labels are for \(40, 80\)"):
+        read_labels(write(tmp_path / "c.json", coco("a.png")), tmp_path)
+    unsaid = json.loads(coco("a.png"))
+    del unsaid["images"][0]["width"], unsaid["images"][0]["height"]
+    (image,) = read_labels(write(tmp_path / "c.json", json.dumps(unsaid)), tmp_path)[0]["images"]
+    assert (image["height"], image["width"]) == (80, 160)
+
+
+def test_a_category_without_a_name_is_an_error_of_the_file(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    content = json.loads(coco("a.png")) | {"categories": [{"id": 7}]}
+    with pytest.raises(DatasetError, match=r"c\.json has a category that is not of COCO's form"):
+        read_labels(write(tmp_path / "c.json", json.dumps(content)), tmp_path)
+
+
+def test_yolo_labels_of_one_name_belong_to_the_pictures_in_folders_of_the_same_name(tmp_path: Path) -> None:
+    for clip in ("clip_1", "clip_2"):
+        picture(tmp_path / "pictures" / clip / "0001.png")
+    write(tmp_path / "labels" / "clip_2" / "0001.txt", LINE)
+    write(tmp_path / "classes.txt", "fox\n")
+    content, _ = read_labels(tmp_path / "labels", tmp_path / "pictures")
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    assert [names[a["image_id"]] for a in content["annotations"]] == ["clip_2/0001.png"]
+
+
+def test_a_list_of_classes_is_whole_and_there(tmp_path: Path) -> None:
+    """An empty line would be a class without a name, or shift the others."""
+    picture(tmp_path / "pictures" / "a.png")
+    write(tmp_path / "labels" / "a.txt", LINE)
+    with pytest.raises(DatasetError, match="must hold class names in one of"):
+        read_labels(tmp_path / "labels", tmp_path / "pictures")
+    write(tmp_path / "classes.txt", "fox\n\nowl\n")
+    with pytest.raises(DatasetError, match=r"classes\.txt must name a class in each line.* line 2 is empty"):
+        read_labels(tmp_path / "labels", tmp_path / "pictures")
+
+
+@pytest.mark.parametrize("name", ["before_renaming.png", None])
+def test_a_labelme_file_is_called_as_its_picture_where_it_does_not_name_it(tmp_path: Path, name: Any) -> None:
+    picture(tmp_path / "a.png")
+    (image,) = read_labels(write(tmp_path / "a.json", labelme(name)), None)[0]["images"]
+    assert image["file_name"] == "a.png"
+    with pytest.raises(DatasetError, match=r"b\.json names the picture .*, which is neither there nor beside"):
+        read_labels(write(tmp_path / "b.json", labelme(name)), None)
+
+
 # LabelMe
 
 
@@ -239,7 +290,8 @@ def shape(kind: str | None, *points: tuple[float, float]) -> dict[str, Any]:
         (shape(None, (10, 9), (20, 24), (30, 4)), BOX),  # version 3 and older: no shape_type, a polygon
         (shape("circle", (20, 14), (23, 18)), (15, 9, 25, 19)),
         (shape("circle", (4, 14), (4, 22)), (0, 6, 12, 22)),  # reaches over the edge
-        (shape("mask", (10, 4), (30, 24)), BOX),
+        (shape("mask", (10, 4), (29, 23)), BOX),  # the second point is the last pixel in it
+        (shape("oriented_rectangle", (20, 4), (30, 14), (20, 24), (10, 14)), BOX),
         (shape("rectangle", (-0.8, -1), (W + 0.9, 24)), (0, 0, W, 24)),  # outside by a pixel
     ],
 )
@@ -268,7 +320,6 @@ def test_the_box_of_a_labelme_outline_holds_all_its_corners_tightly(points: list
         ({"shapes": []}, "labels nothing"),
         ({"shapes": {}}, "must have `shapes`, a list"),
         ({"imageHeight": 20, "imageWidth": 40}, r"is \(40, 80\) \(height, width\), but its labels are for \(20, 40\)"),
-        ({"imagePath": "gone.png"}, r"names the picture gone\.png, which is neither there nor beside"),
     ],
 )
 def test_what_is_wrong_in_a_labelme_file_is_named(tmp_path: Path, values: dict[str, Any], says: str) -> None:
@@ -300,7 +351,7 @@ def test_voc_of_resized_pictures_is_refused(tmp_path: Path) -> None:
         read_labels(write(tmp_path / "a.xml", xml(said_hw=(80, 160))), tmp_path)
 
 
-@pytest.mark.parametrize("form", ["voc", "labelme", "yolo"])
+@pytest.mark.parametrize("form", ["voc", "labelme", "yolo", "coco"])
 def test_labels_of_a_picture_that_exif_turns_are_refused_and_background_is_not(tmp_path: Path, form: str) -> None:
     """Tools label the turned picture; the device decodes the stored one."""
     exif = Image.Exif()
@@ -310,7 +361,9 @@ def test_labels_of_a_picture_that_exif_turns_are_refused_and_background_is_not(t
     write(tmp_path / "yolo/classes.txt", "fox")
     write(tmp_path / "yolo/a.txt", LINE)
     turned = {"imageHeight": W, "imageWidth": H}
+    stood = {"images": [{"id": i, "file_name": f"{'ab'[i]}.jpg", "width": H, "height": W} for i in range(2)]}
     path = {"voc": write(tmp_path / "a.xml", xml("a.jpg")), "yolo": tmp_path / "yolo",
+            "coco": write(tmp_path / "c.json", json.dumps(json.loads(coco("a.jpg")) | stood)),
             "labelme": write(tmp_path / "a.json", labelme("a.jpg", **turned))}[form]
     with pytest.raises(DatasetError, match=r"a\.jpg is stored turned .*mogrify -auto-orient"):
         read_labels(path, tmp_path)

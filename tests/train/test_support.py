@@ -200,11 +200,11 @@ def test_palettes_and_background_with_objects_are_found(tmp_path: Path) -> None:
 
 
 def test_what_is_printed_has_the_table_and_the_first_places(capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"pictures": 1, "different": 1, "boxes": {"fox": 2, "owl": 0},
+    values = {"pictures": 1, "different": 1, "boxes": {"fox": 2, "[red]owl": 0},
               "shorter_side": {"fox": {"min": 6.0, "median": 7.5, "max": 9.0}}}
     print_judgement(values, [Finding("warning", "alike", "", "7 [pictures]", tuple("abcdefg"))])
     printed = capsys.readouterr().out
-    assert "1 picture, 1 different" in printed
+    assert "1 picture, 1 different" in printed and "[red]owl" in printed
     assert "6, 7.5, 9" in printed
     assert "warning: alike: 7 [pictures]\n    a\n" in printed
     assert "and 2 more" in printed

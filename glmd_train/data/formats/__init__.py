@@ -15,7 +15,7 @@ from glmd_runtime.sinks import whole_file
 from glmd_train.data.coco import parse_coco, with_image_folder
 from glmd_train.data.formats.builder import Content, Loaded
 from glmd_train.data.formats.coco import coco_files, read_coco_set, read_ifsod
-from glmd_train.data.formats.files import files_in, json_kind, json_of
+from glmd_train.data.formats.files import files_below, json_kind, json_of
 from glmd_train.data.formats.labelme import labelme_files, read_labelme
 from glmd_train.data.formats.pictures import PictureIndex
 from glmd_train.data.formats.voc import read_voc
@@ -71,9 +71,15 @@ def _read(path: Path, images: Path | None, form: str | None, split: str | None) 
     if form not in READERS:
         raise UsageError(f"The form of labels must be one of {', '.join(READERS)}; got {form!r}.")
     content, folder = READERS[form](path, split, PictureIndex(images) if images else None)
-    names = tuple(category["name"] for category in content["categories"])
-    parse_coco(content, names, folder, path)
+    parse_coco(content, _class_names(content, path), folder, path)
     return content, folder
+
+
+def _class_names(content: Content, source: Path) -> tuple[str, ...]:
+    try:
+        return tuple(category["name"] for category in content["categories"])
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{source} has a category that is not of COCO's form: {error!r}.") from error
 
 
 def detect(path: Path) -> str:
@@ -103,13 +109,12 @@ def _forms_of_file(file: Path) -> list[str]:
 def _forms_of_folder(folder: Path) -> list[str]:
     if (folder / "annotations" / "all.json").is_file():
         return ["ifsod"]
-    listed = yolo_list(folder)
     signs = {
         "coco": bool(coco_files(folder)),
-        "voc": (folder / "Annotations").is_dir() or bool(files_in(folder, ".xml")),
+        "voc": bool(files_below(folder, ".xml")),
         "labelme": bool(labelme_files(folder)),
-        # labelImg leaves classes.txt in folders of VOC's form too.
-        "yolo": listed is not None and (listed.suffix in YAML or has_labels(folder)),
+        # classes.txt alone is no sign: labelImg leaves it in folders of VOC's form too.
+        "yolo": any((folder / name).is_file() for name in YOLO_LISTS if name.endswith(YAML)) or has_labels(folder),
     }
     found = [form for form, there in signs.items() if there]
-    return found or (["yolo"] if listed or (folder / "labels").is_dir() else [])
+    return found or (["yolo"] if yolo_list(folder) or (folder / "labels").is_dir() else [])

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
-
 from glmd_runtime.errors import DatasetError
 from glmd_train.data.coco import EDGE_TOLERANCE
+from glmd_train.data.formats.pictures import refuse_turned, stored_hw
 
 Content = dict[str, Any]
 Loaded = tuple[Content, Path]
@@ -27,25 +26,8 @@ class Builder:
     _turned: bool = False  # the last picture has an EXIF orientation
 
     def add_picture(self, path: Path, said_hw: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Returns its (height, width) as stored.
-
-        Raises: DatasetError if it is unreadable, or of another size than its labels say (`said_hw`).
-        """
-        try:
-            with Image.open(path) as picture:
-                w, h = picture.size
-                orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-        except (OSError, UnidentifiedImageError) as error:
-            raise DatasetError(f"{path} cannot be read as a picture. Is it missing or damaged?") from error
-        # A quarter turn swaps height and width, so labels with a size tell for which of both they are.
-        fits_stored = said_hw == (h, w) and h != w and orientation > 4
-        self._turned = orientation > 1 and not fits_stored
-        if said_hw not in (None, (h, w)):
-            self._refuse_turned(path)
-            raise DatasetError(
-                f"{path} is {(h, w)} (height, width), but its labels are for {said_hw}. Give the pictures that were "
-                "labelled, not resized ones."
-            )
+        """Returns its (height, width) as stored; errors as `stored_hw`'s."""
+        (h, w), self._turned = stored_hw(path, said_hw)
         name = os.path.relpath(path, self.folder)
         self.images.append({"id": len(self.images) + 1, "file_name": name, "width": w, "height": h})
         return h, w
@@ -53,7 +35,7 @@ class Builder:
     def add_box(self, where: str, class_id: int, xyxy: tuple[float, ...], ignore: bool = False) -> None:
         """A box in the last picture's pixels; `where` begins an error."""
         w, h = self.images[-1]["width"], self.images[-1]["height"]
-        self._refuse_turned(self.folder / self.images[-1]["file_name"])
+        refuse_turned(self.folder / self.images[-1]["file_name"], self._turned)
         x1, y1, x2, y2 = xyxy
         inside = min(x1, y1) >= -EDGE_TOLERANCE and x2 <= w + EDGE_TOLERANCE and y2 <= h + EDGE_TOLERANCE
         if not (x1 < x2 and y1 < y2 and inside):  # also false for NaN
@@ -67,13 +49,6 @@ class Builder:
             "id": len(self.annotations) + 1, "image_id": len(self.images), "category_id": class_id + 1,
             "bbox": box, "area": round(box[2] * box[3], 3), "iscrowd": int(ignore),
         })
-
-    def _refuse_turned(self, path: Path) -> None:
-        if self._turned:  # tools label what they show, and they show it turned; the device reads what is stored
-            raise DatasetError(
-                f"{path} is stored turned (EXIF orientation), so its labels do not fit the pixels that are read. Store "
-                "it upright, `mogrify -auto-orient FILE`; the labels may stay."
-            )
 
     def content(self) -> Content:
         categories = [{"id": i, "name": name} for i, name in enumerate(self.names, start=1)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from glmd_runtime.errors import DatasetError, UsageError
 from glmd_train.data.coco import picture_folder, read_coco
 from glmd_train.data.formats.builder import Content, Loaded
 from glmd_train.data.formats.files import files_in, json_kind, not_divided
-from glmd_train.data.formats.pictures import PictureIndex
+from glmd_train.data.formats.pictures import PictureIndex, refuse_turned, stored_hw
 
 
 def read_coco_set(path: Path, split: str | None, images: PictureIndex | None = None) -> Loaded:
@@ -31,13 +32,21 @@ def _with_pictures(content: Content, file: Path, images: PictureIndex) -> Loaded
     try:
         labelled = {annotation["image_id"] for annotation in content["annotations"]}
         there = [
-            image | {"file_name": images.take(file, image["file_name"]).relative_to(images.folder).as_posix()}
-            for image in content["images"]
+            _placed(image, image["id"] in labelled, file, images) for image in content["images"]
             if image["id"] in labelled or images.find(image["file_name"])
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{file} has a record that is not of COCO's form: {error!r}.") from error
     return {**content, "images": there}, images.folder
+
+
+def _placed(image: dict[str, Any], is_labelled: bool, file: Path, images: PictureIndex) -> dict[str, Any]:
+    """An image's record with the name and the size that the picture has."""
+    path = images.take(file, image["file_name"])
+    h, w = image.get("height"), image.get("width")
+    (h, w), turned = stored_hw(path, (h, w) if h and w else None)  # some tools leave sizes out
+    refuse_turned(path, turned and is_labelled)
+    return image | {"file_name": path.relative_to(images.folder).as_posix(), "height": h, "width": w}
 
 
 def _split_of(file: Path) -> str:

@@ -14,6 +14,16 @@ def files_in(folder: Path, suffix: str) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() == suffix and not file.name.startswith("."))
 
 
+def files_below(folder: Path, suffix: str) -> list[Path]:
+    """As `files_in`, at any depth."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() == suffix and not file.name.startswith("."))
+
+
+def is_small(file: Path) -> bool:
+    """Whether a file may be the label of one picture, and is worth reading to find out what it is."""
+    return file.stat().st_size < 64 << 20
+
+
 def text_of(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")  # without the mark that Windows' editors begin with

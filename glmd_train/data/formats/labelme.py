@@ -7,12 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from glmd_runtime.errors import DatasetError
+from glmd_runtime.video.sources import PICTURE_SUFFIXES
 from glmd_train.data.formats.builder import Builder, Loaded
-from glmd_train.data.formats.files import files_in, json_kind, json_of, not_divided
+from glmd_train.data.formats.files import files_below, files_in, is_small, json_kind, json_of, not_divided
 from glmd_train.data.formats.pictures import PictureIndex
 
-# Points that a shape has at least; `mask` and `rotation` are of newer versions and of X-AnyLabeling.
-_POINTS = {"rectangle": 2, "circle": 2, "mask": 2, "polygon": 3, "rotation": 3}
+# Points that a shape has at least; the later ones are of newer versions and of X-AnyLabeling.
+_POINTS = {"rectangle": 2, "circle": 2, "polygon": 3, "mask": 2, "rotation": 3, "oriented_rectangle": 4}
 
 
 def read_labelme(path: Path, split: str | None, images: PictureIndex | None = None) -> Loaded:
@@ -38,7 +39,9 @@ def read_labelme(path: Path, split: str | None, images: PictureIndex | None = No
 
 
 def labelme_files(folder: Path) -> list[Path]:
-    return [file for file in files_in(folder, ".json") if json_kind(file) == "labelme"]
+    """Those in a folder; where there are none, those in its sub-folders, as pictures of several clips have them."""
+    here = [file for file in files_in(folder, ".json") if json_kind(file) == "labelme"]
+    return here or [file for file in files_below(folder, ".json") if is_small(file) and json_kind(file) == "labelme"]
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def _picture(file: Path, content: dict[str, Any], images: PictureIndex | None) -
     if images:
         return images.take(file, named, file.stem)
     beside = file.parent / PurePosixPath(named).name  # for a path of the machine on which it was labelled
-    found = next((path for path in (file.parent / named, beside) if path.is_file()), None)
+    renamed = (file.with_suffix(suffix) for suffix in PICTURE_SUFFIXES)
+    found = next((path for path in (file.parent / named, beside, *renamed) if path.is_file()), None)
     if found is None:
         raise DatasetError(f"{file} names the picture {named}, which is neither there nor beside it.")
     return found
@@ -88,4 +92,5 @@ def _box(shape: dict[str, Any], where: str, hw: tuple[int, int]) -> tuple[float,
         (x, y), radius = points[0], math.dist(*points[:2])
         return max(x - radius, 0), max(y - radius, 0), min(x + radius, hw[1]), min(y + radius, hw[0])
     xs, ys = zip(*points, strict=True)
-    return min(xs), min(ys), max(xs), max(ys)
+    last = 1 if kind == "mask" else 0  # a mask's second point is its last pixel, not the edge after it
+    return min(xs), min(ys), max(xs) + last, max(ys) + last

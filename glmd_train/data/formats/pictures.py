@@ -7,6 +7,8 @@ from collections import defaultdict
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from PIL import ExifTags, Image
+
 from glmd_runtime.errors import DatasetError
 from glmd_runtime.video.sources import PICTURE_SUFFIXES
 
@@ -76,6 +78,37 @@ def _nearest(found: list[Path], wanted: PurePosixPath) -> list[Path]:
 
     most = max(map(shared, found))
     return [path for path in found if shared(path) == most]
+
+
+def stored_hw(path: Path, said_hw: tuple[int, int] | None = None) -> tuple[tuple[int, int], bool]:
+    """(height, width) of a picture as stored, and whether its labels are for it turned by its EXIF orientation.
+
+    Raises: DatasetError if it is unreadable, or of another size than its labels say (`said_hw`).
+    """
+    try:
+        with Image.open(path) as picture:
+            w, h = picture.size
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as a picture. Is it missing or damaged?") from error
+    # A quarter turn swaps height and width, so labels with a size tell for which of both they are.
+    fits_stored = said_hw == (h, w) and h != w and orientation > 4
+    turned = 1 < orientation <= 8 and not fits_stored
+    if said_hw not in (None, (h, w)):
+        refuse_turned(path, turned)
+        raise DatasetError(
+            f"{path} is {(h, w)} (height, width), but its labels are for {said_hw}. Give the pictures that were "
+            "labelled, not resized ones."
+        )
+    return (h, w), turned
+
+
+def refuse_turned(path: Path, turned: bool) -> None:
+    if turned:  # tools label what they show, and they show it turned; the device reads what is stored
+        raise DatasetError(
+            f"{path} is stored turned (EXIF orientation), so its labels do not fit the pixels that are read. Store it "
+            "upright, `mogrify -auto-orient FILE`; the labels may stay."
+        )
 
 
 def pictures_in(folder: Path) -> list[Path]:

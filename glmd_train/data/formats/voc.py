@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, ParseError
 from glmd_runtime.errors import DatasetError, UsageError
 from glmd_runtime.video.sources import PICTURE_SUFFIXES
 from glmd_train.data.formats.builder import Builder, Loaded
-from glmd_train.data.formats.files import files_in, lines_of
+from glmd_train.data.formats.files import files_below, files_in, lines_of
 from glmd_train.data.formats.pictures import PictureIndex
 
 
@@ -40,7 +40,7 @@ def read_voc(path: Path, split: str | None, images: PictureIndex | None = None) 
 
 def _xml_files(path: Path, split: str | None) -> list[Path]:
     folder = path / "Annotations" if (path / "Annotations").is_dir() else path
-    files = files_in(folder, ".xml")
+    files = files_in(folder, ".xml") or files_below(folder, ".xml")
     if split:
         listed = path / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import yaml
 
 from glmd_runtime.errors import DatasetError, UsageError
 from glmd_train.data.formats.builder import Builder, Loaded
-from glmd_train.data.formats.files import files_in, lines_of, not_divided, text_of
+from glmd_train.data.formats.files import files_below, files_in, lines_of, not_divided, text_of
 from glmd_train.data.formats.pictures import PictureIndex, pictures_in
 
 YOLO_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
@@ -51,19 +52,22 @@ def _add(builder: Builder, picture: Path, label: Path) -> None:
 
 def yolo_list(folder: Path) -> Path | None:
     """The file with class names: in the folder, or beside it if it is a folder of labels."""
-    places = [folder, folder.parent] if files_in(folder, ".txt") else [folder]
+    places = [folder, folder.resolve().parent] if files_below(folder, ".txt") else [folder]
     return next((place / name for place in places for name in YOLO_LISTS if (place / name).is_file()), None)
 
 
 def has_labels(folder: Path) -> bool:
     """Whether there is a YOLO label in it, at any depth."""
-    return any(_is_label(file) for file in folder.rglob("*.txt") if file.name not in YOLO_LISTS)
+    return any(_is_label(file) for file in files_below(folder, ".txt") if file.name not in YOLO_LISTS)
 
 
 def _is_label(file: Path) -> bool:
     """Whether a text file begins as a label does; others lie about in many sets (README.roboflow.txt, train.txt)."""
-    first = next((line.split() for line in lines_of(file) if line.strip()), [])
-    return len(first) >= 5 and first[0].isdigit()
+    try:
+        first = next((line.split() for line in lines_of(file) if line.strip()), [])
+        return len([float(word) for word in first]) >= 5
+    except (DatasetError, ValueError):
+        return False
 
 
 def _labels_apart(folder: Path, images: PictureIndex) -> dict[Path, Path]:
@@ -77,11 +81,12 @@ def _labels_apart(folder: Path, images: PictureIndex) -> dict[Path, Path]:
     if paired:
         files = {file for place in {label.parent for label in paired} for file in files_in(place, ".txt")}
     else:
-        files = {file for file in folder.rglob("*") if file.suffix.lower() == ".txt" and not file.name.startswith(".")}
+        files = set(files_below(folder, ".txt"))
         labels = {picture: picture.with_suffix(".txt") for picture in images.pictures}
     for file in sorted(files - paired):
-        if file.name not in YOLO_LISTS and (images.find(file.stem) or _is_label(file)):
-            labels[images.take(file, file.stem)] = file
+        name = os.path.relpath(file.with_suffix(""), folder)  # its folders tell pictures of one name apart
+        if file.name not in YOLO_LISTS and (images.find(name) or _is_label(file)):
+            labels[images.take(file, name)] = file
     return labels
 
 
@@ -138,7 +143,11 @@ def _pictures_of(described: Path, split: str | None) -> tuple[tuple[str, ...], l
 def _names(file: Path) -> tuple[str, ...]:
     """Class names by number, of a list or of data.yaml."""
     if file.suffix.lower() not in YAML:
-        return tuple(text_of(file).rstrip().splitlines())
+        listed = [line.strip() for line in text_of(file).rstrip().splitlines()]
+        if not all(listed):
+            place = listed.index("") + 1
+            raise DatasetError(f"{file} must name a class in each line, as labels count them; line {place} is empty.")
+        return tuple(listed)
     values = _parsed(file)
     names = values.get("names") if isinstance(values, dict) else None
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
