@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -142,7 +143,8 @@ def teach(
         name: _threshold(rows[name], _scores(quiet, i), len(quiet), false_alarms)
         for i, name in enumerate(lesson.class_names)
     }
-    thresholds = tuple(round(threshold, 4) for threshold, _ in picks.values())
+    # Upwards: a score that a threshold is to stop must not pass it by rounding.
+    thresholds = tuple(math.ceil(1e4 * threshold) / 1e4 for threshold, _ in picks.values())
     checkpoint = replace(checkpoint, postprocess=replace(checkpoint.postprocess, score_thresholds=thresholds))
     checkpoint = add_pcb(checkpoint, load_classifier(), lesson.records)
     alarms = {
