@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     import supervision
 
 
+COLUMNS: dict[str, tuple[tuple[int, ...], Any]] = {  # name -> shape of a row, dtype
+    "xyxy": ((4,), np.float32),
+    "scores": ((), np.float32),
+    "class_ids": ((), np.int64),
+    "temperatures": ((3,), np.float32),
+    "track_ids": ((), np.int64),
+}
+OPTIONAL = ("temperatures", "track_ids")  # what not every camera and pipeline gives
+
+
 @dataclass(frozen=True, eq=False)
 class Detections:
     """Parallel arrays, one row an object; indexes like an array: `found[found.scores > 0.5]`, `found[0]`.
@@ -22,22 +32,32 @@ class Detections:
     scores       (N,) float32 in 0..1
     class_ids    (N,) int64, index into class_names
     class_names  the model's names, whether they occur here or not
+    temperatures  (N, 3) float32, coldest, mean and hottest in each box, in degrees Celsius; None where the camera does
+                 not measure temperatures
+    track_ids    (N,) int64, the same number for the same object in every frame, from 0; -1 for one that is not followed
+                 (yet); None where nobody tracks
     """
 
     xyxy: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
     class_names: tuple[str, ...]
+    temperatures: NDArray[np.float32] | None = None
+    track_ids: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.scores)
-        shapes = (np.shape(self.xyxy), np.shape(self.scores), np.shape(self.class_ids))
-        if shapes != ((n, 4), (n,), (n,)):
-            raise GlmdError(f"Detections expects xyxy (N, 4), scores (N,), class_ids (N,); got {shapes}")
-        object.__setattr__(self, "xyxy", np.asarray(self.xyxy, np.float32))
-        object.__setattr__(self, "scores", np.asarray(self.scores, np.float32))
-        object.__setattr__(self, "class_ids", np.asarray(self.class_ids, np.int64))
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        for name, (width, dtype) in COLUMNS.items():
+            column = getattr(self, name)
+            if column is None and name in OPTIONAL:
+                continue
+            if np.shape(column) != (n, *width):
+                raise GlmdError(
+                    "Detections expects xyxy (N, 4), scores (N,), class_ids (N,), temperatures (N, 3) or None, "
+                    f"track_ids (N,) or None; got {name} {np.shape(column)} with {n} scores"
+                )
+            object.__setattr__(self, name, np.asarray(column, dtype))
         if n and (self.class_ids.min() < 0 or self.class_ids.max() >= len(self.class_names)):
             raise GlmdError(f"class_ids must index the {len(self.class_names)} class_names; got {self.class_ids}")
 
@@ -50,7 +70,8 @@ class Detections:
 
     def __getitem__(self, index: Any) -> Detections:
         rows = np.atleast_1d(np.arange(len(self))[index])
-        return Detections(self.xyxy[rows], self.scores[rows], self.class_ids[rows], self.class_names)
+        columns: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
+        return replace(self, **{name: values if values is None else values[rows] for name, values in columns.items()})
 
     @property
     def names(self) -> list[str]:
@@ -58,17 +79,32 @@ class Detections:
         return [self.class_names[i] for i in self.class_ids]
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """One plain dictionary a row, ready for JSON: `{"name", "class_id", "score", "xyxy"}`."""
-        rows = zip(self.names, self.class_ids, self.scores, self.xyxy, strict=True)
-        return [
+        """One plain dictionary a row, ready for JSON: `{"name", "class_id", "score", "xyxy"}`.
+
+        And `"celsius": {"min", "mean", "max"}` and `"track_id"` (None for -1) where there are these columns.
+        """
+        columns = zip(self.names, self.class_ids, self.scores, self.xyxy, strict=True)
+        rows: list[dict[str, Any]] = [
             {"name": n, "class_id": int(c), "score": round(float(s), 4), "xyxy": [round(float(v), 2) for v in box]}
-            for n, c, s, box in rows
+            for n, c, s, box in columns
         ]
+        for i, row in enumerate(rows):
+            if self.temperatures is not None:
+                celsius = (round(float(value), 2) for value in self.temperatures[i])
+                row["celsius"] = dict(zip(("min", "mean", "max"), celsius, strict=True))
+            if self.track_ids is not None:
+                row["track_id"] = int(self.track_ids[i]) if self.track_ids[i] >= 0 else None
+        return rows
 
     def to_supervision(self) -> supervision.Detections:
-        """The same rows as `supervision.Detections`, with `data["class_name"]`; needs the `supervision` package."""
+        """The same rows as `supervision.Detections`; needs the `supervision` package.
+
+        `data` has "class_name", and "celsius" (N, 3) where there are temperatures; `tracker_id` is `track_ids`.
+        """
         import supervision
 
+        celsius = {} if self.temperatures is None else {"celsius": self.temperatures}
         return supervision.Detections(
-            xyxy=self.xyxy, confidence=self.scores, class_id=self.class_ids, data={"class_name": np.array(self.names)}
+            xyxy=self.xyxy, confidence=self.scores, class_id=self.class_ids, tracker_id=self.track_ids,
+            data={"class_name": np.array(self.names), **celsius},
         )

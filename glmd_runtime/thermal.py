@@ -47,3 +47,18 @@ def linear_window(counts: NDArray[np.uint16], low: float, high: float) -> NDArra
     """(H, W) uint16 -> (H, W) uint8: `low` -> 0, `high` -> 255, linear between, cut beyond, rounded to nearest."""
     scaled = (counts.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
     return np.asarray(np.rint(np.clip(scaled, 0, 255)), np.uint8)
+
+
+@dataclass(frozen=True)
+class Radiometry:
+    """How the counts of a camera are temperatures: Celsius = gain * count + offset.
+
+    The defaults are FLIR's TLinear at high resolution, hundredths of a kelvin (Lepton, Boson, Tau 2 datasheets).
+    """
+
+    gain: float = 0.01
+    offset: float = -273.15
+
+    def celsius(self, counts: NDArray[np.uint16]) -> NDArray[np.float32]:
+        """uint16 counts of any shape -> degrees Celsius, the same shape."""
+        return np.asarray(counts * np.float64(self.gain) + self.offset, np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,21 @@ def test_dictionaries_are_ready_for_json() -> None:
     assert json.loads(json.dumps(TWO.to_dict()))[0] == first
 
 
+MEASURED = replace(TWO, temperatures=np.array([[1, 2, 3], [4, 5, 6.126]]), track_ids=np.array([7, -1]))
+
+
+def test_temperatures_and_tracks_follow_their_rows() -> None:
+    second = MEASURED[1]
+    np.testing.assert_allclose(second.temperatures, [[4, 5, 6.126]], rtol=1e-6)
+    assert second.track_ids is not None and second.track_ids.tolist() == [-1]
+    rows = json.loads(json.dumps(MEASURED.to_dict()))
+    assert [row["track_id"] for row in rows] == [7, None]
+    assert rows[1]["celsius"] == {"min": 4.0, "mean": 5.0, "max": 6.13}
+    found = MEASURED.to_supervision()
+    assert found.tracker_id.tolist() == [7, -1] and found.data["celsius"].shape == (2, 3)
+    assert TWO.to_supervision().tracker_id is None and "celsius" not in TWO.to_dict()[0]
+
+
 def test_to_supervision() -> None:
     found = TWO.to_supervision()
     np.testing.assert_array_equal(found.xyxy, TWO.xyxy)
@@ -59,6 +75,7 @@ def test_to_supervision() -> None:
     ("xyxy", "scores", "class_ids", "message"),
     [
         (np.zeros((1, 4)), np.zeros(2), np.zeros(2, int), r"expects xyxy \(N, 4\)"),
+        (np.zeros((2, 4)), np.zeros(2), np.zeros(3, int), r"got class_ids \(3,\) with 2 scores"),
         (np.zeros((2, 5)), np.zeros(2), np.zeros(2, int), r"expects xyxy \(N, 4\)"),
         (np.zeros((1, 4)), np.zeros(1), np.array([2]), "must index the 2 class_names"),
         (np.zeros((1, 4)), np.zeros(1), np.array([-1]), "must index the 2 class_names"),
@@ -67,3 +84,9 @@ def test_to_supervision() -> None:
 def test_contradictions_are_refused(xyxy: object, scores: object, class_ids: object, message: str) -> None:
     with pytest.raises(GlmdError, match=message):
         Detections(xyxy, scores, class_ids, NAMES)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("column", "values"), [("temperatures", np.zeros((1, 3))), ("track_ids", np.zeros((2, 1)))])
+def test_optional_columns_have_a_row_each(column: str, values: object) -> None:
+    with pytest.raises(GlmdError, match=f"got {column}"):
+        replace(TWO, **{column: values})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glmd_runtime.errors import FrameError
-from glmd_runtime.thermal import Intensity, linear_window
+from glmd_runtime.thermal import Intensity, Radiometry, linear_window
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,9 @@ def test_eight_bits_pass_unchanged(shape: tuple[int, ...]) -> None:
 def test_wrong_values_are_named(values: tuple[str, float, float], message: str) -> None:
     with pytest.raises(FrameError, match=message):
         Intensity(*values)  # type: ignore[arg-type]
+
+
+def test_counts_of_a_radiometric_camera_are_temperatures() -> None:
+    celsius = Radiometry().celsius(np.array([[27315, 30515]], np.uint16))
+    np.testing.assert_allclose(celsius, [[0.0, 32.0]], atol=1e-4)
+    np.testing.assert_allclose(Radiometry(0.1, -273.15).celsius(np.uint16([2732])), [0.05], atol=1e-4)
