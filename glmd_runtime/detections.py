@@ -70,8 +70,8 @@ class Detections:
 
     def __getitem__(self, index: Any) -> Detections:
         rows = np.atleast_1d(np.arange(len(self))[index])
-        columns: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
-        return replace(self, **{name: values if values is None else values[rows] for name, values in columns.items()})
+        columns: dict[str, Any] = {name: v[rows] for name in COLUMNS if (v := getattr(self, name)) is not None}
+        return replace(self, **columns)
 
     @property
     def names(self) -> list[str]:
