@@ -139,9 +139,11 @@ def _above(threshold: float, checkpoint: Checkpoint) -> PostprocessSpec:
     return replace(checkpoint.postprocess, score_thresholds=(threshold,) * len(checkpoint.class_names))
 
 
-def values(records: Sequence[Record], found: Sequence[Detections]) -> dict[str, Any]:
+def values(
+    records: Sequence[Record], found: Sequence[Detections], classes: tuple[str, ...] = CLASSES
+) -> dict[str, Any]:
     """Means and AP by class, in percent."""
-    result = score(list(records), list(found), CLASSES)
+    result = score(list(records), list(found), classes)
     means = {key: round(100 * result.mean(key), 2) for key in ("ap", "ap50", "ap75")}
     return {**means, "classes": {name: round(100 * row.ap, 2) for name, row in result.classes.items()},
             "classes50": {name: round(100 * row.ap50, 2) for name, row in result.classes.items()}}

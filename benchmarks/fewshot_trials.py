@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -19,7 +20,7 @@ import yaml
 from benchmarks.common import RESULTS, conditions
 from benchmarks.fewshot import detect, draw, values
 from benchmarks.fewshot_bases import COMMITTED
-from benchmarks.fewshot_runs import CLASSES
+from benchmarks.fewshot_runs import NOVEL
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.classifier import load_classifier
 from glmd_train.config import DatasetConfig
@@ -38,6 +39,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, default=Path(os.environ.get("GLMD_DATA", "../shared/data")))
     options.add_argument("--recipe", choices=recipe_names(), default=DEFAULT)
     options.add_argument("--change", nargs="*", default=[], metavar="KEY=YAML", help="whole keys of the configuration")
+    options.add_argument("--sets", nargs="+", choices=list(NOVEL), default=list(NOVEL), help="sets that are taught")
     options.add_argument("--shots", type=int, default=10)
     options.add_argument("--seed", type=int, default=100)
     given = options.parse_args()
@@ -45,28 +47,34 @@ def main() -> None:
     base = COMMITTED["glmd"]
     with tempfile.TemporaryDirectory(prefix="thermal-fs.") as scratch:
         folder = Path(scratch)
-        splits = draw(given.data, folder / "splits", given.seed)
+        splits = draw(given.data, folder / "splits", given.seed, [given.shots])
+        splits, classes = {name: splits[name] for name in given.sets}, classes_of(given.sets)
         files = [split / f"full_box_{given.shots}shot_*_trainval.json" for split in splits.values()]
         train = [DatasetConfig(annotations=file) for file in files]
         model = load_checkpoint(base)
-        config = fine_tuning(given.recipe, model, base, CLASSES, train, folder / "run", seed=given.seed, **changes)
+        config = fine_tuning(given.recipe, model, base, classes, train, folder / "run", seed=given.seed, **changes)
         began = time.monotonic()
         checkpoint = load_checkpoint(fit(config))
         seconds = time.monotonic() - began
-        checkpoint = add_pcb(checkpoint, load_classifier(), load_coco_files(files, CLASSES))
+        checkpoint = add_pcb(checkpoint, load_classifier(), load_coco_files(files, classes))
         records = []
         for name, split in splits.items():
-            records += in_order(load_coco(split / "test.json", CLASSES))[:: AIR_STEP if name == "air" else 1]
+            records += in_order(load_coco(split / "test.json", classes))[:: AIR_STEP if name == "air" else 1]
         found = detect(checkpoint, records, folder)
     row = {
-        "name": given.name, "recipe": given.recipe, "changes": changes, "shots": given.shots, "seed": given.seed,
+        "name": given.name, "recipe": given.recipe, "changes": changes, "sets": given.sets,
+        "shots": given.shots, "seed": given.seed,
         "seconds": round(seconds), "pictures": len(records),
-        **{f"pcb_{state}": values(records, [one[state] for one in found]) for state in ("off", "on")},
+        **{f"pcb_{state}": values(records, [one[state] for one in found], classes) for state in ("off", "on")},
         **conditions(f"python -m benchmarks.fewshot_trials --name {given.name}"),
     }
     with (RESULTS / "fewshot_trials.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(json.dumps(row, indent=1))
+
+
+def classes_of(sets: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for one in sets for name in NOVEL[one])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -155,10 +155,13 @@ def stored_dtype(path: Path) -> torch.dtype:
         return next(file.get_tensor(key).dtype for key in file.keys() if not key.startswith(_PCB))  # noqa: SIM118
 
 
-def transfer(source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...]) -> None:
+def transfer(
+    source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...], unknown: Literal["fresh", "mean"] = "fresh"
+) -> None:
     """Start `model` from another checkpoint: everything but the predictor as it is, the predictor's rows by class name.
 
-    Classes that the source does not know keep their fresh initialisation; background is carried over.
+    Background is carried over. Classes that the source does not know keep their fresh initialisation, or begin as the
+    mean of its classes: as an object of whatever kind, whose box is known.
     Raises: CheckpointError if the two architectures differ elsewhere.
     """
     own, theirs = model.state_dict(), source.model.state_dict()
@@ -166,11 +169,13 @@ def transfer(source: Checkpoint, model: GLMDNet, class_names: tuple[str, ...]) -
     wrong = [k for k in own if k not in predictor and (k not in theirs or theirs[k].shape != own[k].shape)]
     if wrong or set(theirs) - set(own):
         raise CheckpointError(f"The start weights are for another architecture; first difference: {wrong[:3]}")
-    rows = {k: _rows(k, own[k], theirs[k], source.class_names, class_names) for k in predictor}
+    rows = {k: _rows(k, own[k], theirs[k], source.class_names, class_names, unknown) for k in predictor}
     model.load_state_dict({k: rows.get(k, theirs.get(k)) for k in own})
 
 
-def _rows(key: str, own: Tensor, theirs: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
+def _rows(
+    key: str, own: Tensor, theirs: Tensor, old: tuple[str, ...], new: tuple[str, ...], unknown: str
+) -> Tensor:
     """One predictor parameter with the rows of shared classes (and background) copied."""
     rows = next(n for name, n in _PREDICTOR.items() if f".{name}." in key)
     out = own.clone().reshape(-1, rows, *own.shape[1:])  # (K or K + 1, rows, ...)
@@ -178,6 +183,8 @@ def _rows(key: str, own: Tensor, theirs: Tensor, old: tuple[str, ...], new: tupl
     for index, name in enumerate(new):
         if name in old:
             out[index] = source[old.index(name)]
+        elif unknown == "mean":
+            out[index] = source[: len(old)].mean(dim=0)
     if len(out) > len(new):  # the classifier's last row is background
         out[-1] = source[-1]
     return out.reshape(own.shape)

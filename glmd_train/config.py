@@ -173,7 +173,8 @@ class TrainConfig(NetworkConfig):
     """One run of `glmd-train fit`.
 
     weights        a checkpoint to start from (ours, a published one, or an ImageNet file of detectron2), or a name
-    predictor      of start weights: "by_name" keeps the rows of classes with the same name, "reset" starts it anew
+    predictor      of start weights: "by_name" keeps the rows of classes with the same name, "reset" starts it anew,
+                   "mean" is "by_name" with the mean of the known classes for each unknown one (not of .pth files)
     freeze         parts that keep their start weights
     freeze_at      trunk stages that keep them: 1 the stem, 2 the stem and the first stage (res2), and so on
     batch_size     pictures an iteration, over all devices, nodes and the parts of `accumulate`
@@ -189,7 +190,7 @@ class TrainConfig(NetworkConfig):
     train: list[DatasetConfig] = Field(min_length=1)
     val: list[DatasetConfig] = []
     weights: Path | Literal["imagenet", "random"] = "imagenet"
-    predictor: Literal["by_name", "reset"] = "by_name"
+    predictor: Literal["by_name", "reset", "mean"] = "by_name"
     freeze: tuple[Literal["backbone", "neck", "rpn", "res5"], ...] = ()
     freeze_at: int = Field(0, ge=0, le=5)
     iterations: int = Field(ge=1)

@@ -214,8 +214,10 @@ def _start_from(weights: Path, model: GLMDNet, config: TrainConfig) -> tuple[str
     known: tuple[str, ...] = ()
     if weights.suffix == ".safetensors":
         source = load_checkpoint(weights)
-        transfer(source, model, config.model.class_names)
+        transfer(source, model, config.model.class_names, "mean" if config.predictor == "mean" else "fresh")
         known = source.class_names
+    elif config.predictor == "mean":
+        raise UsageError(f"predictor: mean needs start weights with class names; {weights} has none. Use reset.")
     else:
         load_start_weights(weights, model)
     if config.predictor == "reset":  # the published surgery from base to novel classes

@@ -95,6 +95,16 @@ def test_transfer_moves_the_predictor_s_rows_by_class_name() -> None:
     assert torch.equal(model.rpn.conv.weight, source.model.rpn.conv.weight)
 
 
+def test_an_unknown_class_may_begin_as_the_mean_of_the_known_ones() -> None:
+    source = checkpoint(("person", "car"), seed=1)
+    model = checkpoint(("dog", "car"), seed=2).model
+    transfer(source, model, ("dog", "car"), "mean")
+    old, new = source.model.roi_heads.predictor, model.roi_heads.predictor
+    torch.testing.assert_close(new.cls_score.weight[0], (old.cls_score.weight[0] + old.cls_score.weight[1]) / 2)
+    torch.testing.assert_close(new.bbox_pred.weight[:4], (old.bbox_pred.weight[:4] + old.bbox_pred.weight[4:]) / 2)
+    assert torch.equal(new.cls_score.weight[1:], old.cls_score.weight[1:])  # car and background
+
+
 def test_transfer_refuses_another_architecture() -> None:
     other = build_model(ModelConfig(class_names=("person",), stride=16))
     with pytest.raises(CheckpointError, match="another architecture"):

@@ -15,7 +15,8 @@ from torch import Tensor
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.cli import main
-from glmd_train.config import ModelConfig
+from glmd_train.config import DatasetConfig, ModelConfig, PreprocessConfig, TrainConfig
+from glmd_train.loop import _start_from
 from glmd_train.model.detector import build_model
 from glmd_train.official import from_official, load_start_weights, to_official, write_official
 from glmd_train.official_names import our_name, published_name
@@ -197,6 +198,16 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_start_weights(path, build_model(config()))
     with pytest.raises(UsageError, match="lite0 begins with weights: imagenet"):
         load_start_weights(path, build_model(ModelConfig(class_names=("person",))))
+
+
+def test_the_mean_of_classes_wants_classes_with_names(tmp_path: Path) -> None:
+    path = saved(tmp_path, to_official(drawn(**PLAIN), config(**PLAIN)))
+    run = TrainConfig(
+        model=config(**PLAIN), output=tmp_path, train=[DatasetConfig(annotations=path)], iterations=1, weights=path,
+        predictor="mean", preprocess=PreprocessConfig(mean=(127.0,) * 3, std=(128.0,) * 3),
+    )
+    with pytest.raises(UsageError, match="mean needs start weights with class names"):
+        _start_from(path, build_model(run.model), run)
 
 
 def test_convert_reads_and_writes_published_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
