@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.sinks import whole_file
 from glmd_train.classifier import Pcb
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet, build_model
@@ -66,10 +67,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
     if checkpoint.pcb:  # as it is: prototypes belong to these very weights
         contract["pcb"], tensors = checkpoint.pcb.to_tensors()
         weights |= {_PCB + k: v.contiguous() for k, v in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(weights, partial, metadata={"glmd": json.dumps(contract)})
-    partial.replace(path)
+    with whole_file(path) as partial:  # written by us: the library's own file is readable for its owner only
+        partial.write_bytes(save(weights, metadata={"glmd": json.dumps(contract)}))
     return path
 
 

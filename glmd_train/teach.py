@@ -33,6 +33,7 @@ from glmd_train.thresholds import LOWEST, HeldOut, best_f1, held_out, quiet_thre
 FOLDS = 2
 # Of the pictures that a batch draws, about this part is background, where there is any.
 BACKGROUND_PART = 0.2
+SHOWN = 12  # class names in an error; a COCO file has 80
 FALSE_ALARMS = 10.0  # in 1000 frames without objects
 Step = Callable[[str], None]
 
@@ -81,7 +82,8 @@ def _classes(
     labelled = {a["category_id"] for a in content["annotations"]}
     there = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"]) if c["id"] in labelled]
     if unknown := [name for name in wanted if name not in there]:
-        raise UsageError(f"{source} has no box of {unknown}; it has boxes of {there}. Correct --classes.")
+        shown = [*there[:SHOWN], f"and {len(there) - SHOWN} others"] if len(there) > SHOWN else there
+        raise UsageError(f"{source} has no box of {unknown}; it has boxes of {', '.join(shown)}. Correct --classes.")
     names = tuple(dict.fromkeys(wanted)) or tuple(there)
     if known := [name for name in names if name in base.class_names]:
         others = [name for name in names if name not in known]
