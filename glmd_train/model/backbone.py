@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from glmd_runtime.errors import UnsupportedError
+from glmd_train.model.depthwise import DepthwiseConv2d
 
 # stride of the trunk -> (number of block stages in it, its channels); the last stage has 320 channels
 CUTS = {8: (3, 40), 16: (5, 112)}
@@ -73,7 +74,8 @@ def _fused(conv: nn.Conv2d, norm: BatchNormAct2d) -> nn.Conv2d:
     weight, bias = fuse_conv_bn_weights(
         conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    fused = nn.Conv2d(
+    kind = DepthwiseConv2d if conv.groups == conv.in_channels > 1 else nn.Conv2d
+    fused = kind(
         conv.weight.shape[1] * conv.groups, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
         groups=conv.groups,
     )
