@@ -62,7 +62,8 @@ class Detector:
         self._manifest = bundle.manifest
         calibration = bundle.manifest.calibration if pcb else None
         own = calibration.postprocess(self._manifest.postprocess) if calibration else self._manifest.postprocess
-        self._postprocess = _with_threshold(own, score_threshold)
+        self._own_postprocess = own
+        self.score_threshold = score_threshold
         self._backend: backends.Backend | None
         if isinstance(backend, str):
             self._backend_name, self._engine, self._backend = open_best(
@@ -78,6 +79,16 @@ class Detector:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self._manifest.class_names
+
+    @property
+    def score_threshold(self) -> float | None:
+        """One number for all classes, or None for the manifest's own; may be set while streams run."""
+        return self._score_threshold
+
+    @score_threshold.setter
+    def score_threshold(self, value: float | None) -> None:
+        self._postprocess = _with_threshold(self._own_postprocess, value)
+        self._score_threshold = value
 
     def info(self) -> dict[str, Any]:
         """What runs here, as plain values: model, engine, backend, device, precision, thresholds, size, provenance.

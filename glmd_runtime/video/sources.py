@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from glmd_runtime.errors import SourceError, UnsupportedError
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.simulator import parse_sim_uri, simulate
+from glmd_runtime.video.status import Status
 
 if TYPE_CHECKING:
     import av
@@ -28,7 +29,12 @@ class Source:
     name    for people
     fps     frames a second
     frames  how many, None when it is not known or never ends
+    live    whether frames come when they come, and are lost when nobody takes them
+    status  how it is doing
+    drops   frames that were not yielded, counted by cause
     """
+
+    live = False
 
     def __init__(
         self,
@@ -40,9 +46,11 @@ class Source:
     ) -> None:
         self.name, self.fps, self.frames = name, fps, frames
         self._stream, self._release = stream, release
+        self.status, self.drops = Status("running"), dict[str, int]()
 
     def __iter__(self) -> Iterator[Frame]:
-        return self._stream
+        yield from self._stream
+        self.status = Status("ended")
 
     def close(self) -> None:
         self._release()
@@ -54,7 +62,13 @@ class Source:
         self.close()
 
 
-def open_source(uri: str | Path) -> Source:
+def open_source(
+    uri: str | Path,
+    *,
+    policy: Literal["freshest", "every"] = "freshest",
+    staleness: float = 0.5,
+    on_status: Callable[[Status], object] | None = None,
+) -> Source:
     """Open a video, a picture, a directory (one clip of its pictures, in name order) or `sim://SCENE?seed=7`.
 
     Raises: SourceError when there is nothing there, or nothing readable; UsageError for a wrong sim:// address. A
