@@ -78,7 +78,7 @@ class _StreamCollector:
             frames.add_metric([stream.name], stream.frames)
             for cause, count in stream.drops.items():
                 drops.add_metric([stream.name, cause], count)
-            now = stream.status.state
+            now = stream.state
             for state in get_args(State):
                 states.add_metric([stream.name, state], state == now)
         yield from (frames, drops, states)

@@ -17,18 +17,19 @@ from queue import Empty, SimpleQueue
 from statistics import median
 from threading import Condition, Event, Thread
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Protocol
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
 from glmd_runtime.errors import GlmdError, UsageError
 from glmd_runtime.video.frame import Frame
-from glmd_runtime.video.sources import Source, open_source
-from glmd_runtime.video.status import Status
+from glmd_runtime.video.live import STALENESS, Policy
+from glmd_runtime.video.source import Source
+from glmd_runtime.video.sources import open_source
+from glmd_runtime.video.status import State, Status
 
-Policy = Literal["freshest", "every"]
 POLL = 0.1  # seconds between looks at the states of sources
-WINDOW = 2.0  # seconds that rate and latency look back
+WINDOW = 5.0  # seconds that rate and latency look back
 LEAVE = 1.0  # seconds that a reader has to end in `close`
 
 
@@ -43,7 +44,8 @@ class Result:
     """One frame of one stream, done.
 
     stream   its name
-    seconds  by stage: "wait" from the frame's capture to its turn, "detect", "track", "total" from capture to here
+    seconds  by stage: "wait" from capture to the frame's turn (live streams only: a file's frames have no hour), "detect",
+             "track" where there is a tracker, "total" the sum
     """
 
     stream: str
@@ -71,6 +73,7 @@ class Stream:
         self._dropped: Counter[str] = Counter()
         self._ended: Status | None = None
         self._closed = False
+        self._last = monotonic()
         self._recent: deque[tuple[float, float]] = deque()  # (when, latency)
         self._reader: Thread | None = None
 
@@ -86,6 +89,17 @@ class Stream:
     @property
     def status(self) -> Status:
         return self._ended or self.source.status
+
+    @property
+    def state(self) -> State:
+        """As in `status`, but "lost" while a camera that gave frames is connected again."""
+        now = self.status.state
+        return "lost" if now == "connecting" and self.frames else now
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last result, or since the start where there was none."""
+        return monotonic() - self._last
 
     @property
     def drops(self) -> dict[str, int]:
@@ -114,7 +128,8 @@ class Stream:
         """Remember a result for `frames`, `rate` and `latency`."""
         with self._changed:
             self.frames += 1
-            self._recent.append((monotonic(), result.seconds["total"]))
+            self._last = monotonic()
+            self._recent.append((self._last, result.seconds["total"]))
 
     def start(self, ready: SimpleQueue[Stream | None]) -> None:
         """Begin to read; `ready` gets this stream once for each time that its slot becomes full, and at its end."""
@@ -194,7 +209,7 @@ class Pipeline:
         *,
         tracker: Callable[[Source], FrameTracker] | None = None,
         policy: Policy = "freshest",
-        staleness: float = 0.5,
+        staleness: float = STALENESS,
         on_result: Callable[[Result], object] = lambda result: None,
         on_status: Callable[[str, Status], object] = lambda name, status: None,
     ) -> None:
@@ -266,7 +281,10 @@ class Pipeline:
         self.close()
 
     def _process(self, stream: Stream, frame: Frame) -> None:
+        seconds = {}
         began = monotonic()
+        if stream.live:
+            seconds["wait"] = began - frame.captured
         try:
             found = self._turns[stream.name].detect(frame)
             detected = monotonic()
@@ -274,10 +292,10 @@ class Pipeline:
         except Exception as error:  # the stream's own; the others go on
             stream.end(error)
             return
-        done = monotonic()
-        seconds = {"wait": began - frame.captured, "detect": detected - began, "total": done - frame.captured}
+        seconds["detect"] = detected - began
         if stream.tracker:
-            seconds["track"] = done - detected
+            seconds["track"] = monotonic() - detected
+        seconds["total"] = sum(seconds.values())
         result = Result(stream.name, frame, tracked, seconds)
         stream.count(result)
         self._on_result(result)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, UsageError
+from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
-from glmd_runtime.video.sources import import_av
 
 
 @contextmanager

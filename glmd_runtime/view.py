@@ -22,7 +22,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import BoundedSemaphore, Condition, Lock, Thread
-from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -225,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         address = self.server.address
         mine = is_local(host) if address.local else is_ip(host) or host in _names(address)
         if not mine:
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "This page is not served under that name. Use the address it printed.")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "This page is not served under that name. Use its address.")
 
     def _get(self) -> None:
         url = urlsplit(self.path)
@@ -355,10 +354,9 @@ def _stream_state(stream: Stream) -> dict[str, Any]:
     return {
         "name": stream.name,
         "live": stream.live,
-        "state": status.state,
+        "state": stream.state,
         "detail": status.detail,
-        "for": round(monotonic() - status.since, 1),  # seconds
-        "attempt": status.attempt,
+        "silence": round(stream.silence, 1),  # seconds without a result
         "failed": stream.error is not None,
         "frames": stream.frames,
         "rate": round(stream.rate, 1),  # results a second

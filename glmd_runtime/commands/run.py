@@ -31,7 +31,7 @@ from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import FrameTracker, Pipeline, Result, Stream
 from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
 from glmd_runtime.video.simulator import parse_sim_uri
-from glmd_runtime.video.sources import Source
+from glmd_runtime.video.source import Source
 from glmd_runtime.video.status import Status
 from glmd_runtime.view import PORT, View
 
@@ -217,12 +217,8 @@ def _check_endings(args: argparse.Namespace) -> None:
 def _check_ends(sources: Sequence[str]) -> None:
     """A camera's outputs are complete when it is stopped; those of a scene without end never would be."""
     for source in sources:
-        if source.startswith("sim://") and parse_sim_uri(source).frames == 0 and not _live(source):
+        if source.startswith("sim://") and not ((spec := parse_sim_uri(source)).frames or spec.live):
             raise UsageError(f"An output needs a source that ends; {source} never does. Give it frames=N.")
-
-
-def _live(source: str) -> bool:
-    return bool(getattr(parse_sim_uri(source), "live", False))
 
 
 @contextmanager
@@ -271,5 +267,4 @@ def _advance(progress: bars.Progress, streams: Sequence[Stream]) -> Callable[[Re
 def _say(console: Console, name: str, status: Status) -> None:
     """A line for what a user would want to know."""
     if status.detail or status.state in ("connecting", "lost"):
-        attempt = f", attempt {status.attempt}" if status.attempt else ""
-        console.print(Text(f"{name}: {status.state}{attempt}{': ' if status.detail else ''}{status.detail}"))
+        console.print(Text(f"{name}: {status.state}{': ' if status.detail else ''}{status.detail}"))

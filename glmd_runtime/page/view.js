@@ -208,7 +208,7 @@ function tellSources(streams) {
     row.setAttribute("aria-selected", i === selected);
     row.children[0].className = `dot ${kind}`;
     row.children[1].textContent = stream.name;
-    row.children[2].textContent = kind === "running" ? `${stream.rate.toFixed(1)} / s` : `${kind} ${seconds(stream.for)}`;
+    row.children[2].textContent = kind === "running" ? `${stream.rate.toFixed(1)} / s` : kind === "lost" ? `lost ${seconds(stream.silence)}` : kind;
   });
 }
 
@@ -219,10 +219,9 @@ function tellVeil(stream) {
   veil.className = stream.failed ? "lost" : stream.state;
   stage.classList.toggle("stale", stream.state === "lost" || stream.failed);
   if (!away) return;
-  const title = {lost: `Lost for ${seconds(stream.for)}`, connecting: "Connecting", ended: "Ended"}[stream.state];
+  const title = {lost: `Lost for ${seconds(stream.silence)}`, connecting: "Connecting", ended: "Ended"}[stream.state];
   by("veil-title").textContent = stream.failed ? "Failed" : title;
-  const attempt = stream.attempt ? `attempt ${stream.attempt}` : "";
-  by("veil-text").textContent = [attempt, stream.detail].filter(Boolean).join(" · ");
+  by("veil-text").textContent = stream.detail;
 }
 
 function tellThreshold() {

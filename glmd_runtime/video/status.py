@@ -1,4 +1,4 @@
-"""How a source is doing."""
+"""What a source is doing, as one value."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ State = Literal["connecting", "running", "lost", "ended"]
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a source.
+    """The state of a source and what is known about it.
 
-    state    "connecting" before its first frame, "running", "lost" while it is tried again, "ended" for good
-    detail   for people: why, without credentials
-    since    of `time.monotonic()`, when it came into this state
-    attempt  how often it was tried to connect since it last ran
+    state    "connecting": no frame yet; "running": frames come; "lost": none come, and it will be tried again;
+             "ended": closed, or there are no more
+    detail   for people: the reason, the size of the pictures, when it is tried again; never a password
+    since    when the source came into this state, in seconds of `time.monotonic()`
+    attempt  attempts to connect since the camera last ran well, 0 before the first; a file needs none
     """
 
     state: State

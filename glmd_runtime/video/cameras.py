@@ -1,0 +1,155 @@
+"""Cameras that a live source reads: RTSP and UDP streams, V4L2 devices, the simulator by the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from glmd_runtime.errors import SourceError, UnsupportedError
+from glmd_runtime.video.decoding import import_av, to_array
+from glmd_runtime.video.live import TIMEOUT, Shot
+from glmd_runtime.video.simulator import Scene, SceneSpec
+
+if TYPE_CHECKING:
+    import av
+
+FPS = 25.0  # until a camera says
+
+
+class NetworkCamera:
+    """`rtsp://` and `udp://`, through FFmpeg.
+
+    Args:
+        url: with user and password; `name` is what is shown of it.
+        transport: "tcp" loses nothing on the way; "udp" is for cameras that give nothing else. Of RTSP only.
+        timeout: seconds that connecting, and each packet, may take.
+    """
+
+    def __init__(self, url: str, name: str, *, transport: str = "tcp", timeout: float = TIMEOUT) -> None:
+        self.name, self.fps = name, FPS
+        self._url, self._timeout = url, timeout
+        # A sound track would only make FFmpeg shift the pictures' times to fit it.
+        rtsp = {"rtsp_transport": transport, "allowed_media_types": "video"}
+        self._options = {"fflags": "nobuffer", **(rtsp if url.startswith("rtsp") else {})}
+        self._av = import_av()
+
+    def shots(self) -> Generator[Shot, None, None]:
+        """Raises: SourceError when it cannot be reached, or is lost."""
+        container = None
+        try:
+            container = self._av.open(self._url, options=self._options, timeout=(self._timeout, self._timeout))
+            if not container.streams.video:
+                raise SourceError("it sends no video")
+            yield from self._read(container)
+        except self._av.error.ExitError:
+            raise SourceError(f"nothing came for {self._timeout:g} s") from None
+        except (self._av.error.FFmpegError, ValueError) as error:  # whose own text holds the URL, password included
+            raise SourceError(getattr(error, "strerror", None) or type(error).__name__) from None
+        finally:
+            if container is not None:
+                container.close()
+        raise SourceError("the camera ended the stream")
+
+    def _read(self, container: av.container.InputContainer) -> Generator[Shot, None, None]:
+        stream = container.streams.video[0]
+        stream.thread_type = "SLICE"  # frame by frame would hold back as many frames as there are threads
+        stream.codec_context.flags |= self._av.codec.context.Flags.low_delay
+        self.fps = float(stream.average_rate or stream.guessed_rate or FPS)
+        whole = False  # whether the pictures that the next one builds upon are there
+        for packet in container.demux(stream):
+            if packet.dts is None and packet.size == 0:
+                return
+            try:
+                pictures = [] if packet.is_corrupt else packet.decode()
+            except self._av.error.InvalidDataError:
+                pictures, whole = [], False
+                yield Shot(None)
+                continue
+            if packet.is_corrupt:
+                whole = False
+                yield Shot(None)
+            for picture in pictures:
+                whole = (whole or bool(picture.key_frame)) and not picture.is_corrupt
+                yield Shot(to_array(picture), picture.time) if whole else Shot(None)
+
+
+class DeviceCamera:
+    """`v4l2:///dev/video0`, through OpenCV. Never run on a real device by this project: tests use a fake.
+
+    Args:
+        device: the path.
+        format: "Y16" gives (H, W) uint16 counts, "GREY" (H, W) uint8; None leaves it to the camera and gives BGR.
+        size_hw, fps: what the camera is asked for; it may give another.
+        timeout: seconds that a picture may take.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        name: str,
+        *,
+        format: str | None = None,
+        size_hw: tuple[int, int] | None = None,
+        fps: float | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.name, self.fps = name, fps or FPS
+        self._device, self._format = device, format
+        self._wishes: list[tuple[int, float]] = [(cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout * 1000)]
+        if format is not None:
+            code = cv2.VideoWriter.fourcc(*format.ljust(4))
+            self._wishes += [(cv2.CAP_PROP_FOURCC, code), (cv2.CAP_PROP_CONVERT_RGB, 0)]
+        if size_hw is not None:
+            self._wishes += [(cv2.CAP_PROP_FRAME_WIDTH, size_hw[1]), (cv2.CAP_PROP_FRAME_HEIGHT, size_hw[0])]
+        if fps is not None:
+            self._wishes += [(cv2.CAP_PROP_FPS, fps)]
+
+    def shots(self) -> Generator[Shot, None, None]:
+        """Raises: SourceError when it is not there, or is lost; UnsupportedError when it has no such format."""
+        device = cv2.VideoCapture(self._device, cv2.CAP_V4L2)
+        try:
+            if not device.isOpened():
+                raise SourceError(f"{self._device} is not there, busy, or not ours to open")
+            for wish in self._wishes:
+                device.set(*wish)
+            self.fps = device.get(cv2.CAP_PROP_FPS) or self.fps
+            while True:
+                there, image = device.read()
+                if not there:
+                    raise SourceError(f"{self._device} gives no more pictures")
+                yield Shot(self._checked(np.asarray(image)))
+        finally:
+            device.release()
+
+    def _checked(self, image: Any) -> Any:
+        expected = {"Y16": (2, np.uint16), "GREY": (2, np.uint8), None: (3, np.uint8)}[self._format]
+        image = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
+        if (image.ndim, image.dtype) == expected:
+            return np.array(image)  # a copy, for the driver's buffer is used again
+        raise UnsupportedError(
+            f"{self._device} was asked for {self._format or 'colour'}; got {image.shape} {image.dtype}. See what it "
+            f"has: v4l2-ctl --device {self._device} --list-formats-ext"
+        )
+
+
+class SimulatedCamera:
+    """`sim://SCENE?live=1`: the scene as the clock shows it. A machine that is too slow sees fewer frames of it."""
+
+    def __init__(self, spec: SceneSpec, name: str) -> None:
+        self.name, self.fps = name, spec.fps
+        self._spec = spec
+        self._began: float | None = None  # a scene goes on while nobody looks
+
+    def shots(self) -> Generator[Shot, None, None]:
+        scene = Scene(self._spec)
+        self._began = self._began or monotonic()
+        index = int((monotonic() - self._began) * self.fps)
+        while not self._spec.frames or index < self._spec.frames:
+            sleep(max(0.0, self._began + index / self.fps - monotonic()))
+            frame = scene.frame(index)
+            yield Shot(frame.image, index / self.fps, frame.truth)
+            index = max(index + 1, int((monotonic() - self._began) * self.fps))
