@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.errors import BundleError, UsageError
-from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
+from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
 
 SCHEMA_VERSION = 1
@@ -139,6 +139,7 @@ class Reference:
     frames    N camera arrays as `preprocess` takes them
     images    (N, C, H, W) float32 and valid_hw (N, 2) float32, the graph's inputs
     boxes     (N, R, K, 4) float32, scores (N, R, K) float32, valid (N, R) bool, the raw outputs
+    features  (N, R, D) float32, of a graph that gives them; else None
     """
 
     frames: tuple[NDArray[Any], ...]
@@ -147,17 +148,20 @@ class Reference:
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     valid: NDArray[np.bool_]
+    features: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def raw_outputs(self) -> list[RawOutputs]:
-        return [RawOutputs(*row) for row in zip(self.boxes, self.scores, self.valid, strict=True)]
+        return split_outputs({name: getattr(self, name) for name in RAW_OUTPUTS})
 
     def to_bytes(self) -> bytes:
         """The content of reference.npz."""
-        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "frames"}
+        arrays: dict[str, Any] = {
+            f.name: array for f in fields(self) if f.name != "frames" and (array := getattr(self, f.name)) is not None
+        }
         arrays |= {f"frame{i}": frame for i, frame in enumerate(self.frames)}  # frames may differ in size
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -167,7 +171,7 @@ class Reference:
     def load(cls, path: Path) -> Reference:
         with np.load(path, allow_pickle=False) as arrays:
             frames = tuple(arrays[f"frame{i}"] for i in range(len(arrays["images"])))
-            return cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name != "frames"})
+            return cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from glmd_runtime.bundle import Bundle, open_bundle
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UsageError
-from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, check_frame, preprocess
 from glmd_runtime.selection import open_best
 from glmd_runtime.tiles import Tiles, merge, parse_tiles
@@ -139,8 +139,7 @@ class Detector:
         valid_hw = np.asarray([geometry.valid_hw for geometry in geometries], np.float32)  # (N, 2)
         inputs = {"images": images if is_on_device(images) else np.asarray(images), "valid_hw": valid_hw}
         outputs = backends.run_padded(backend, self._manifest.graph.batch, inputs)
-        rows = zip(outputs["boxes"], outputs["scores"], outputs["valid"].astype(bool), strict=True)
-        raws = [RawOutputs(*row) for row in rows]
+        raws = split_outputs(outputs)
         if self._calibrator:
             return self._calibrator.detections(inputs["images"], raws, geometries, self._postprocess)
         return [
