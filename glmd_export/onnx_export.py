@@ -36,8 +36,8 @@ def export_onnx(
         end2end, append the final NMS with the checkpoint's thresholds; features, give the pooled vectors too.
 
     inputs   images (B, C, H, W) float32, valid_hw (B, 2) float32
-    outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool, perhaps features (B, R, D) float32;
-             end to end, those of `graph.Final`
+    outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool, if asked for features
+             (B, R, D) float32; end to end, those of `graph.Final`
 
     The other `Stages` are in the file under their names, as tensors that are not outputs. The same checkpoint gives the
     same bytes.

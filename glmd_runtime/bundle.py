@@ -12,6 +12,10 @@ A bundle with prototypical calibration also has
     prototypes.safetensors   the prototypes (K, D)
     pcb_reference.npz        PyTorch's boxes and logits for the reference's frames
 
+and one whose detector was taught classes on the device (`Detector.enroll`)
+
+    enrolled.safetensors     what their scores are computed with: weights (E, D), biases (E,)
+
 Nothing writes into a bundle afterwards: whoever changes something writes a new one.
 """
 
@@ -33,6 +37,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from glmd_runtime.calibration import CalibrationSpec
+from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
@@ -40,7 +45,8 @@ from glmd_runtime.preprocess import PreprocessSpec
 SCHEMA_VERSION = 1
 MANIFEST, SEAL, REFERENCE, VERIFY = "manifest.json", "manifest.sha256", "reference.npz", "verify.json"
 PCB_MODEL, PROTOTYPES, PCB_REFERENCE = "pcb.onnx", "prototypes.safetensors", "pcb_reference.npz"
-_OPTIONAL = {"calibration"}  # keys that a manifest may lack
+ENROLLED = "enrolled.safetensors"
+_OPTIONAL = {"calibration", "enrolled"}  # keys that a manifest may lack
 _EXPORT_AGAIN = "Export or copy the bundle again."
 
 Shape = tuple[int, ...]
@@ -80,7 +86,8 @@ class Manifest:
     engines      file name -> precision ("fp32", "fp16", ...) of each file a backend can load
     provenance   free values: checkpoint, data, commit, versions
     sha256       file name -> hash of each file but manifest.json and manifest.sha256
-    calibration  of a bundle with PCB; manifest.json has the key only then
+    class_names  of the graph's K classes; those that were enrolled come after them
+    calibration  of a bundle with PCB, enrolled of one with enrolled classes; manifest.json has the keys only then
     """
 
     name: str
@@ -92,13 +99,14 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     calibration: CalibrationSpec | None = None
+    enrolled: EnrolledSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
         specs = {key: getattr(self, key).to_dict() for key in ("preprocess", "postprocess", "graph")}
         plain = {key: dict(getattr(self, key)) for key in ("engines", "provenance", "sha256")}
         head = {"schema_version": SCHEMA_VERSION, "name": self.name, "class_names": list(self.class_names)}
-        calibration = {"calibration": self.calibration.to_dict()} if self.calibration else {}
-        return {**head, **specs, **plain, **calibration}
+        optional = {key: spec.to_dict() for key in sorted(_OPTIONAL) if (spec := getattr(self, key)) is not None}
+        return {**head, **specs, **plain, **optional}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
@@ -127,6 +135,7 @@ class Manifest:
                 graph=GraphSpec.from_dict(values["graph"]),
                 **{key: dict(values[key]) for key in ("engines", "provenance", "sha256")},
                 calibration=CalibrationSpec.from_dict(values["calibration"]) if "calibration" in values else None,
+                enrolled=EnrolledSpec.from_dict(values["enrolled"]) if "enrolled" in values else None,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error
@@ -300,7 +309,8 @@ def _check_files(path: Path, manifest: Manifest) -> None:
 
 def _needed(manifest: Manifest) -> set[str]:
     """The files that a manifest itself speaks of."""
-    return set(manifest.engines) | ({PCB_MODEL, PROTOTYPES} if manifest.calibration else set())
+    pcb = {PCB_MODEL, PROTOTYPES} if manifest.calibration else set()
+    return set(manifest.engines) | pcb | ({ENROLLED} if manifest.enrolled else set())
 
 
 def _check_hash(path: Path, expected: str) -> None:
