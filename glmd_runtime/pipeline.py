@@ -44,7 +44,7 @@ class Result:
     """One frame of one stream, done.
 
     stream   its name
-    seconds  by stage: "wait" from capture to the frame's turn (live streams only: a file's frames have no hour), "detect",
+    seconds  by stage: "wait" from capture to the frame's turn (only of a live stream), "detect",
              "track" where there is a tracker, "total" the sum
     """
 

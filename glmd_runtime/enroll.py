@@ -1,0 +1,259 @@
+"""One more class from a few boxes, without training: a linear discriminant on the features of the graph's proposals.
+
+The network proposes about a hundred regions a frame and has a vector for each of them, whatever its classes are. Those
+of regions on the given boxes are examples, those of all other regions of the same frames counter-examples; a linear
+discriminant with a shrunk covariance tells both apart in closed form. What it says of each frame after it was fitted to
+the others makes its score a probability, and gives the threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from glmd_runtime.boxes import iou, nms
+from glmd_runtime.errors import BundleError, UsageError
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
+
+Floats = NDArray[np.floating[Any]]
+
+EXAMPLE_IOU, OTHER_IOU = 0.6, 0.3  # a region is an example from here on, and a counter-example below
+HIT_IOU = 0.5  # a box of a left-out frame is found when a detection overlaps it by this much
+SHRINKAGE = 0.6  # of the covariance towards a multiple of the identity: examples are fewer than dimensions
+ONE_FRAME_THRESHOLD = 0.5  # of a class with examples in one frame only, of which nothing can be left out
+_LEAST_THRESHOLD = 0.05
+_TINY = 1e-12
+
+
+class Regions(NamedTuple):
+    """What the network proposes in one frame: R regions.
+
+    boxes (R, 4) float32 xyxy in network pixels; features (R, D) float64 of length 1; wanted (n, 4), the user's boxes
+    """
+
+    boxes: Floats
+    features: Floats
+    wanted: Floats
+
+    @property
+    def overlaps(self) -> Floats:
+        """(R,) with the wanted box that each overlaps most."""
+        return np.asarray(iou(self.boxes, self.wanted).max(axis=1, initial=0.0))
+
+
+@dataclass(frozen=True)
+class EnrolledSpec:
+    """What a manifest says of enrolled classes, E names and their score thresholds."""
+
+    class_names: tuple[str, ...] = ()
+    score_thresholds: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"class_names": list(self.class_names), "score_thresholds": list(self.score_thresholds)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> EnrolledSpec:
+        spec = cls(*(tuple(values[key]) for key in ("class_names", "score_thresholds")))
+        if len(spec.class_names) != len(spec.score_thresholds):
+            raise ValueError(f"every enrolled class needs a threshold; got {values}")
+        return spec
+
+
+@dataclass(frozen=True, eq=False)
+class Enrolment:
+    """E enrolled classes: score = sigmoid(weights @ features of length 1 + biases); weights (E, D), biases (E,)."""
+
+    spec: EnrolledSpec
+    weights: NDArray[np.float32]
+    biases: NDArray[np.float32]
+
+    def and_one(self, other: Enrolment) -> Enrolment:
+        """Both one's classes, in this order."""
+        names = (*self.spec.class_names, *other.spec.class_names)
+        thresholds = (*self.spec.score_thresholds, *other.spec.score_thresholds)
+        arrays = (np.concatenate([getattr(one, key) for one in (self, other)]) for key in ("weights", "biases"))
+        return Enrolment(EnrolledSpec(names, thresholds), *arrays)
+
+    def extend(self, raw: RawOutputs, spec: PostprocessSpec) -> RawOutputs:
+        """Raw outputs of K classes -> of K + E, of which every region belongs to the side that is surer of it.
+
+        A region's score of an enrolled class is 0 where a known class claims it or one that overlaps it by more than
+        `nms_iou` with a higher score, and the other way round; a claim is a score above its threshold. So no object
+        is found twice, under an old and a new name.
+        Args: spec, with K + E thresholds.
+        """
+        known, thresholds = raw.scores, np.asarray(spec.score_thresholds, np.float32)
+        enrolled = self.scores(raw)  # (R, E)
+        enrolled *= enrolled == enrolled.max(axis=1, keepdims=True)  # of several enrolled classes the surest
+        boxes = likely_boxes(raw)
+        rivals = (iou(boxes, boxes) > spec.nms_iou) & raw.valid  # (R, R): column claims, row is disputed
+        rivals |= np.eye(len(boxes), dtype=bool)
+        k = known.shape[1]
+        by_known, by_enrolled = _claims(known, thresholds[:k], rivals), _claims(enrolled, thresholds[k:], rivals)
+        known = np.where(known < by_enrolled[:, None], 0, known)
+        enrolled = np.where(enrolled <= by_known[:, None], 0, enrolled)
+        repeated = np.repeat(boxes[:, None], enrolled.shape[1], axis=1)  # (R, E, 4)
+        return replace(
+            raw,
+            boxes=np.concatenate([raw.boxes, repeated], axis=1),
+            scores=np.concatenate([known, enrolled], axis=1).astype(np.float32),
+        )
+
+    def scores(self, raw: RawOutputs) -> Floats:
+        """(R, E) of every region, before any claim of another class."""
+        margins = unit_features(raw) @ self.weights.T.astype(np.float64) + self.biases
+        return _sigmoid(margins)
+
+    def to_bytes(self) -> bytes:
+        """The content of enrolled.safetensors."""
+        return save({"weights": np.ascontiguousarray(self.weights), "biases": np.ascontiguousarray(self.biases)})
+
+
+def _claims(scores: Floats, thresholds: NDArray[np.float32], rivals: NDArray[np.bool_]) -> Floats:
+    """(R, C) scores -> (R,) the highest one above its threshold of each region and its rivals, else 0."""
+    claims = np.where(scores > thresholds, scores, 0).max(axis=1, initial=0)  # (R,)
+    return np.asarray(np.where(rivals, claims, 0).max(axis=1, initial=0))
+
+
+def read_enrolment(path: Path, spec: EnrolledSpec, dimensions: int) -> Enrolment:
+    """Of an enrolled.safetensors. Raises: BundleError for another content."""
+    try:
+        arrays = load_file(path)
+        weights, biases = arrays["weights"], arrays["biases"]
+    except (SafetensorError, KeyError) as error:
+        raise BundleError(f"{path} holds no enrolled classes: {error!r}. Enrol them again.") from error
+    classes = len(spec.class_names)
+    if weights.shape != (classes, dimensions) or biases.shape != (classes,):
+        raise BundleError(
+            f"{path} must hold weights ({classes}, {dimensions}) and biases ({classes},); got {weights.shape} and "
+            f"{biases.shape}. Enrol them again."
+        )
+    return Enrolment(spec, weights.astype(np.float32), biases.astype(np.float32))
+
+
+def unit_features(raw: RawOutputs) -> Floats:
+    """(R, D) float64 of length 1; zeros stay zeros."""
+    features = np.asarray(raw.features, np.float64)
+    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _TINY))
+
+
+def likely_boxes(raw: RawOutputs) -> Floats:
+    """(R, 4) one box a region, whatever is in it: that of the known class which is the likeliest."""
+    return np.asarray(raw.boxes[np.arange(len(raw.boxes)), raw.scores.argmax(axis=1)])
+
+
+def regions(raw: RawOutputs, wanted: Floats) -> Regions:
+    """Args: wanted (n, 4) xyxy in network pixels."""
+    return Regions(likely_boxes(raw)[raw.valid], unit_features(raw)[raw.valid], wanted)
+
+
+def learn(name: str, frames: Sequence[Regions], nms_iou: float) -> Enrolment:
+    """A class from the regions of some frames.
+
+    Raises: UsageError when no region overlaps any box, or none lies beside them.
+    """
+    _check(frames)
+    weights, bias = _fit(frames)
+    left_out = [_fit(rest) if _examples(rest) else None for rest in _without_one(frames)]
+    pairs = [(one, fit) for one, fit in zip(frames, left_out, strict=True) if fit is not None]
+    several = len(pairs) > 1
+    # Of a single frame nothing can be left out; its own regions then say how far apart both kinds are.
+    slope, offset = _calibrate(pairs if several else [(one, (weights, bias)) for one in frames])
+    held_out = [(one, _sigmoid(slope * (one.features @ w + b) + offset)) for one, (w, b) in pairs]
+    threshold = best_threshold(held_out, nms_iou) if several else ONE_FRAME_THRESHOLD
+    spec = EnrolledSpec((name,), (threshold,))
+    scaled = np.asarray(slope * weights, np.float32)[None]
+    return Enrolment(spec, scaled, np.asarray([slope * bias + offset], np.float32))
+
+
+def _check(frames: Sequence[Regions]) -> None:
+    if not _examples(frames):
+        raise UsageError(
+            f"The network proposes no region that overlaps a box by IoU {EXAMPLE_IOU:g}, so that nothing can be learned"
+            " from these. Give frames in which the object is larger or clearer, draw the boxes tightly, export with "
+            "more --proposals, or teach it with glmd-train teach."
+        )
+    if not any((one.overlaps < OTHER_IOU).any() for one in frames):
+        raise UsageError("Every region of these frames lies on a box. Give frames with something else around it.")
+
+
+def _examples(frames: Sequence[Regions]) -> bool:
+    return any((one.overlaps >= EXAMPLE_IOU).any() for one in frames)
+
+
+def _without_one(frames: Sequence[Regions]) -> list[list[Regions]]:
+    return [[*frames[:i], *frames[i + 1 :]] for i in range(len(frames))]
+
+
+def _fit(frames: Sequence[Regions]) -> tuple[Floats, float]:
+    """Fisher's discriminant: weights (D,) and bias, whose margin is 0 halfway between both means."""
+    examples, others = _split(frames)
+    means = examples.mean(axis=0), others.mean(axis=0)
+    centred = np.concatenate([examples - means[0], others - means[1]])  # (n, D)
+    covariance = centred.T @ centred / len(centred)  # (D, D)
+    size = max(float(np.trace(covariance)) / len(covariance), _TINY)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance))
+    weights = np.linalg.solve(shrunk, means[0] - means[1])
+    return weights, -float(weights @ (means[0] + means[1])) / 2
+
+
+def _split(frames: Sequence[Regions]) -> tuple[Floats, Floats]:
+    """Features of examples and of counter-examples; what overlaps a box a little is neither."""
+    pairs = [(one.features, one.overlaps) for one in frames]
+    examples = np.concatenate([features[overlaps >= EXAMPLE_IOU] for features, overlaps in pairs])
+    return examples, np.concatenate([features[overlaps < OTHER_IOU] for features, overlaps in pairs])
+
+
+def _calibrate(pairs: Sequence[tuple[Regions, tuple[Floats, float]]]) -> tuple[float, float]:
+    """Slope and offset that make margins logits: both kinds' are taken for normals of one deviation, equally likely."""
+    margins = [one.features @ w + b for one, (w, b) in pairs]
+    overlaps = np.concatenate([one.overlaps for one, _ in pairs])
+    joined = np.concatenate(margins)
+    a, b = joined[overlaps >= EXAMPLE_IOU], joined[overlaps < OTHER_IOU]
+    if not (len(a) and len(b)):
+        return 1.0, 0.0
+    variance = max((float(a.var()) + float(b.var())) / 2, _TINY)
+    slope = max(float(a.mean() - b.mean()), _TINY) / variance
+    return slope, -slope * float(a.mean() + b.mean()) / 2
+
+
+def best_threshold(frames: Sequence[tuple[Regions, Floats]], nms_iou: float) -> float:
+    """The score with the best F1 over left-out frames, each with the scores (R,) of its regions, halfway to the next.
+
+    Of equal ones the highest: a miss is seen, false alarms make a detector useless.
+    """
+    rows = [row for one, scores in frames for row in _hits(one, scores, nms_iou)]
+    order = sorted(rows, reverse=True)
+    objects = sum(len(one.wanted) for one, _ in frames)
+    hits = np.cumsum([hit for _, hit in order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + objects)
+    if not len(order) or not hits[-1]:
+        return ONE_FRAME_THRESHOLD
+    best = int(f1.argmax())
+    below = order[best + 1][0] if best + 1 < len(order) else 0.0
+    return max(_LEAST_THRESHOLD, round((order[best][0] + below) / 2, 4))
+
+
+def _hits(one: Regions, scores: Floats, nms_iou: float) -> list[tuple[float, bool]]:
+    """(score, whether it finds a box that no surer one found) of each detection of a frame."""
+    kept = nms(np.asarray(one.boxes, np.float32), np.asarray(scores, np.float32), nms_iou)
+    overlaps = iou(one.boxes[kept], one.wanted)  # (n, G)
+    free, rows = np.ones(len(one.wanted), bool), []
+    for score, overlap in zip(scores[kept], overlaps, strict=True):
+        allowed = np.where(free, overlap, 0)
+        hit = bool(allowed.size) and float(allowed.max()) >= HIT_IOU
+        if hit:
+            free[int(allowed.argmax())] = False
+        rows.append((float(score), hit))
+    return rows
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))  # without overflow
