@@ -15,6 +15,7 @@ from glmd_runtime.bundle import Bundle, open_bundle
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UsageError
+from glmd_runtime.front_end import Camera, FrontEnd
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, check_frame, preprocess
 from glmd_runtime.selection import open_best
@@ -166,20 +167,34 @@ class Detector:
                 "Pass a copy that is (of a torch tensor, images.cpu()), or use a TensorRT backend."
             )
 
-    def stream(self, source: str | Path | Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
+    def stream(
+        self, source: str | Path | Iterable[Frame], *, camera: Camera | None = None
+    ) -> Iterator[tuple[Frame, Detections]]:
         """Every frame of a source with its detections.
 
-        Args: source, a video, picture, directory or "sim://..."; or any iterable of Frames.
+        Unlike `run` it remembers what was before: pictures of raw counts follow the scene with the model's (or the
+        camera's) damping, and while the shutter is closed nothing is detected; see `FrontEnd`. Detections have
+        temperatures where the source measures them.
+
+        Args: source, a video, picture, directory or "sim://..."; or any iterable of Frames; camera, what is particular
+            to this one.
         Raises: SourceError when it cannot be opened or read, UsageError for a wrong sim:// address.
         """
         if not isinstance(source, str | Path):
+            front_end = self.front_end(camera)
             for frame in source:
-                yield frame, self.run(frame.image)
+                prepared = front_end.prepare(frame)
+                found = None if prepared.picture is None else self.run(prepared.picture)
+                yield front_end.finish(prepared, found)
             return
         from glmd_runtime.video.sources import open_source
 
         with open_source(source) as opened:
-            yield from self.stream(opened)
+            yield from self.stream(opened, camera=camera)
+
+    def front_end(self, camera: Camera | None = None) -> FrontEnd:
+        """What one stream remembers, for a loop of one's own around `run`; `stream` is such a loop."""
+        return FrontEnd(self._manifest.preprocess, self.class_names, camera)
 
     def close(self) -> None:
         """Give back the backend; calling it again does nothing."""
