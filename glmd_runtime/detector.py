@@ -19,6 +19,7 @@ from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
 from glmd_runtime.enroll import Enrolment, Regions, learn, read_enrolment, regions
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.front_end import Camera, FrontEnd
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, check_frame, preprocess
 from glmd_runtime.selection import open_best
@@ -132,6 +133,18 @@ class Detector:
         image, geometry = preprocess(frame, self._manifest.preprocess)
         return self.run_images(image[None], [geometry])[0]
 
+    @property
+    def batch(self) -> int:
+        """Frames that one call of the graph takes; those of `run_all` go through it in groups of so many."""
+        return 1 if self._tiles else self._manifest.graph.batch
+
+    def run_all(self, frames: Sequence[Any]) -> list[Detections]:
+        """Detect the objects of several frames, of whatever sizes; each as in `run`."""
+        if self._tiles or not frames:
+            return [self.run(frame) for frame in frames]
+        pairs = [preprocess(_as_numpy(frame), self._manifest.preprocess) for frame in frames]
+        return self.run_images(np.stack([image for image, _ in pairs]), [geometry for _, geometry in pairs])
+
     def _run_tiles(self, frame: Any, tiles: Tiles) -> Detections:
         check_frame(frame)
         windows = tiles.windows(frame.shape[:2])  # (T + 1, 4)
@@ -191,20 +204,34 @@ class Detector:
                 "Pass a copy that is (of a torch tensor, images.cpu()), or use a TensorRT backend."
             )
 
-    def stream(self, source: str | Path | Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
+    def stream(
+        self, source: str | Path | Iterable[Frame], *, camera: Camera | None = None
+    ) -> Iterator[tuple[Frame, Detections]]:
         """Every frame of a source with its detections.
 
-        Args: source, a video, picture, directory or "sim://..."; or any iterable of Frames.
+        Unlike `run` it remembers what was before: pictures of raw counts follow the scene with the model's (or the
+        camera's) damping, and while the shutter is closed nothing is detected; see `FrontEnd`. Detections have
+        temperatures where the source measures them.
+
+        Args: source, a video, picture, directory or "sim://..."; or any iterable of Frames; camera, what is particular
+            to this one.
         Raises: SourceError when it cannot be opened or read, UsageError for a wrong sim:// address.
         """
         if not isinstance(source, str | Path):
+            front_end = self.front_end(camera)
             for frame in source:
-                yield frame, self.run(frame.image)
+                prepared = front_end.prepare(frame)
+                found = None if prepared.picture is None else self.run(prepared.picture)
+                yield front_end.finish(prepared, found)
             return
         from glmd_runtime.video.sources import open_source
 
         with open_source(source) as opened:
-            yield from self.stream(opened)
+            yield from self.stream(opened, camera=camera)
+
+    def front_end(self, camera: Camera | None = None) -> FrontEnd:
+        """What one stream remembers, for a loop of one's own around `run`; `stream` is such a loop."""
+        return FrontEnd(self._manifest.preprocess, self.class_names, camera)
 
     def enroll(self, name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> Detector:
         """A detector that knows one more class, from a few boxes of it, without training; this one stays as it is.

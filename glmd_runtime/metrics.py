@@ -23,6 +23,7 @@ class Metrics:
     glmd_drops_total{source,cause}                frames that were not
     glmd_detections_total{source,name}            objects found, by class
     glmd_latency_seconds{source,stage}            histogram; the stages of `Result.seconds`
+    glmd_held_total{source,cause}                 frames of a closed shutter
     glmd_source_state{source,state}               1 for the state that the source is in, 0 for the others
 
     Raises: UnsupportedError without prometheus_client, UsageError where the address cannot be had.
@@ -73,15 +74,18 @@ class _StreamCollector:
 
         frames = CounterMetricFamily("glmd_frames", "Frames that were detected in.", labels=["source"])
         drops = CounterMetricFamily("glmd_drops", "Frames that were not.", labels=["source", "cause"])
+        held = CounterMetricFamily("glmd_held", "Frames of a closed shutter.", labels=["source", "cause"])
         states = GaugeMetricFamily("glmd_source_state", "1 for the state of a source.", labels=["source", "state"])
         for stream in self._streams:
             frames.add_metric([stream.name], stream.frames)
             for cause, count in stream.drops.items():
                 drops.add_metric([stream.name, cause], count)
+            for cause, count in stream.held.items():
+                held.add_metric([stream.name, cause], count)
             now = stream.state
             for state in get_args(State):
                 states.add_metric([stream.name, state], state == now)
-        yield from (frames, drops, states)
+        yield from (frames, drops, held, states)
 
 
 def import_client() -> Any:

@@ -2,7 +2,8 @@
 
     reader thread of each source -> a slot for one frame -> Pipeline.run: engine, tracker -> on_result
 
-Turns go around: a stream whose turn is over queues behind those that waited. A live stream's slot holds its newest
+Turns go around: a stream whose turn is over queues behind those that waited. A graph that takes several images at once
+gets those of several streams, as many as wait; its call lasts as long with fewer. A live stream's slot holds its newest
 frame, so that a busy engine makes frames fewer, not late; a file waits until its frame was taken.
 """
 
@@ -19,9 +20,13 @@ from threading import Condition, Event, Thread
 from time import monotonic
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
 from glmd_runtime.errors import GlmdError, UsageError
+from glmd_runtime.front_end import FrontEnd, Prepared
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.live import STALENESS, Policy
 from glmd_runtime.video.source import Source
@@ -44,13 +49,15 @@ class Result:
     """One frame of one stream, done.
 
     stream   its name
-    seconds  by stage: "wait" from capture to the frame's turn (only of a live stream), "detect",
-             "track" where there is a tracker, "total" the sum
+    picture  what the network saw: (H, W) or (H, W, 3) uint8; None for a frame that is held, see `FrontEnd`
+    seconds  by stage: "wait" from capture to the frame's turn (only of a live stream), "prepare",
+             "detect" (of all streams in a call of the graph), "track" where there is a tracker, "total" the sum
     """
 
     stream: str
     frame: Frame
     detections: Detections
+    picture: NDArray[np.uint8] | None
     seconds: dict[str, float]
 
 
@@ -61,11 +68,20 @@ class Stream:
     error  what ended it, if that was an error
     """
 
-    def __init__(self, name: str, source: Source, *, newest: bool, staleness: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        front_end: FrontEnd,
+        tracker: FrameTracker | None = None,
+        *,
+        newest: bool,
+        staleness: float,
+    ) -> None:
         self.name, self.source = name, source
+        self._front_end, self._tracker = front_end, tracker
         self.error: Exception | None = None
         self.frames = 0
-        self.tracker: FrameTracker | None = None
         self._newest = newest and source.live
         self._staleness = staleness if self._newest else float("inf")
         self._slot: Frame | None = None
@@ -124,12 +140,44 @@ class Stream:
                 self._recent.popleft()
             return list(self._recent)
 
-    def count(self, result: Result) -> None:
-        """Remember a result for `frames`, `rate` and `latency`."""
+    @property
+    def held(self) -> dict[str, int]:
+        """Frames that showed nothing of the scene (a closed shutter) and got the detections of the one before."""
+        return dict(self._front_end.held)
+
+    @property
+    def warnings(self) -> dict[str, str]:
+        """What is not as in training, see `FrontEnd.warnings`."""
+        return dict(self._front_end.warnings)
+
+    def prepare(self, frame: Frame) -> Prepared | None:
+        """What the network is to see; None where an error ended this stream."""
+        try:
+            return self._front_end.prepare(frame)
+        except Exception as error:  # the other streams go on
+            self.end(error)
+            return None
+
+    def finish(self, prepared: Prepared, found: Detections | None, seconds: dict[str, float]) -> Result | None:
+        """The result, tracked and counted; None where an error ended this stream.
+
+        Args: found, None for a frame that is held; seconds, of the stages so far.
+        """
+        began = monotonic()
+        try:
+            frame, found = self._front_end.finish(prepared, found)
+            if self._tracker:
+                found = self._tracker.update(found, frame)
+                seconds = {**seconds, "track": monotonic() - began}
+        except Exception as error:  # the other streams go on
+            self.end(error)
+            return None
+        seconds = {**seconds, "total": sum(seconds.values())}
         with self._changed:
             self.frames += 1
             self._last = monotonic()
-            self._recent.append((self._last, result.seconds["total"]))
+            self._recent.append((self._last, seconds["total"]))
+        return Result(self.name, frame, found, prepared.picture, seconds)
 
     def start(self, ready: SimpleQueue[Stream | None]) -> None:
         """Begin to read; `ready` gets this stream once for each time that its slot becomes full, and at its end."""
@@ -228,12 +276,12 @@ class Pipeline:
             ]
             names = _distinct([source.name for source in opened])
             self.streams = tuple(
-                Stream(name, source, newest=policy == "freshest", staleness=staleness)
+                Stream(
+                    name, source, detector.front_end(), tracker(source) if tracker else None,
+                    newest=policy == "freshest", staleness=staleness,
+                )
                 for name, source in zip(names, opened, strict=True)
             )
-            for stream in self.streams:
-                stream.tracker = tracker(stream.source) if tracker else None
-            self._turns = {stream.name: _Turn(detector) for stream in self.streams}
             self._announced: dict[str, Status] = {}
             stack.pop_all()
 
@@ -247,12 +295,8 @@ class Pipeline:
             stream.start(self._ready)
         while not self._stopped.is_set() and not all(stream.finished for stream in self.streams):
             self._announce()
-            try:
-                ready = self._ready.get(timeout=POLL)
-            except Empty:
-                continue
-            if ready and (frame := ready.take()):
-                self._process(ready, frame)
+            for result in self._detect(self._turns()):
+                self._on_result(result)
         self._announce()
         for stream in self.streams:
             if stream.error:
@@ -280,25 +324,38 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _process(self, stream: Stream, frame: Frame) -> None:
-        seconds = {}
-        began = monotonic()
-        if stream.live:
-            seconds["wait"] = began - frame.captured
+    def _turns(self) -> list[tuple[Stream, Frame]]:
+        """Those whose turn it is, with their frames: as many as the graph takes at once, of those that wait."""
+        turns: list[tuple[Stream, Frame]] = []
         try:
-            found = self._turns[stream.name].detect(frame)
-            detected = monotonic()
-            tracked = stream.tracker.update(found, frame) if stream.tracker else found
-        except Exception as error:  # the stream's own; the others go on
-            stream.end(error)
+            ready = self._ready.get(timeout=POLL)
+            while True:
+                if ready and (frame := ready.take()):
+                    turns.append((ready, frame))
+                if len(turns) == self.detector.batch:
+                    break
+                ready = self._ready.get_nowait()
+        except Empty:
+            pass
+        return turns
+
+    def _detect(self, turns: list[tuple[Stream, Frame]]) -> Iterator[Result]:
+        began = monotonic()
+        prepared = [(stream, shown) for stream, frame in turns if (shown := stream.prepare(frame))]
+        ready = monotonic()
+        pictures = [shown.picture for _, shown in prepared if shown.picture is not None]
+        try:
+            found = iter(self.detector.run_all(pictures))
+        except Exception as error:  # these streams' own; the others go on
+            for stream, _ in prepared:
+                stream.end(error)
             return
-        seconds["detect"] = detected - began
-        if stream.tracker:
-            seconds["track"] = monotonic() - detected
-        seconds["total"] = sum(seconds.values())
-        result = Result(stream.name, frame, tracked, seconds)
-        stream.count(result)
-        self._on_result(result)
+        seconds = {"prepare": ready - began, "detect": monotonic() - ready}
+        for stream, shown in prepared:
+            wait = {"wait": began - shown.frame.captured} if stream.live else {}
+            result = stream.finish(shown, None if shown.picture is None else next(found), {**wait, **seconds})
+            if result:
+                yield result
 
     def _announce(self) -> None:
         for stream in self.streams:
@@ -306,24 +363,6 @@ class Pipeline:
             if self._announced.get(stream.name) != status:
                 self._announced[stream.name] = status
                 self._on_status(stream.name, status)
-
-
-class _Turn:
-    """`Detector.stream` one frame at a time, so that what it remembers of a stream stays that stream's."""
-
-    def __init__(self, detector: Detector) -> None:
-        self._next: Frame | None = None
-        self._found = detector.stream(self._feed())
-
-    def detect(self, frame: Frame) -> Detections:
-        self._next = frame
-        _, found = next(self._found)
-        return found
-
-    def _feed(self) -> Iterator[Frame]:
-        while self._next is not None:
-            frame, self._next = self._next, None
-            yield frame
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -148,7 +148,7 @@ def _encode(number: int, result: Result) -> bytes:
     """One line of JSON, then a JPEG; boxes are in pixels of the frame, whatever the size of the JPEG."""
     frame = result.frame
     h, w = frame.image.shape[:2]
-    picture = Intensity()(frame.image)
+    picture = result.picture if result.picture is not None else Intensity()(frame.image)
     if max(h, w) > LONGEST_SIDE:
         zoom = LONGEST_SIDE / max(h, w)
         picture = np.asarray(cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA), np.uint8)
@@ -362,6 +362,8 @@ def _stream_state(stream: Stream) -> dict[str, Any]:
         "rate": round(stream.rate, 1),  # results a second
         "latency": None if latency is None else round(latency * 1000, 1),  # milliseconds
         "drops": stream.drops,
+        "held": sum(stream.held.values()),
+        "warnings": list(stream.warnings.values()),
     }
 
 

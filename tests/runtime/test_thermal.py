@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glmd_runtime.errors import FrameError
-from glmd_runtime.thermal import Intensity, Radiometry, linear_window
+from glmd_runtime.thermal import Intensity, Radiometry
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,8 @@ from glmd_runtime.thermal import Intensity, Radiometry, linear_window
         ([[2001, 65535]], [[255, 255]]),
     ],
 )
-def test_linear_window(counts: list[list[int]], expected: list[list[int]]) -> None:
+def test_linear(counts: list[list[int]], expected: list[list[int]]) -> None:
     frame = np.array(counts, np.uint16)
-    assert linear_window(frame, 1000, 2000).tolist() == expected
     assert Intensity("linear", 1000, 2000)(frame).tolist() == expected
 
 
@@ -50,7 +49,7 @@ def test_eight_bits_pass_unchanged(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (("gamma", 1, 99), "'percentile' or 'linear'; got 'gamma'"),
+        (("gamma", 1, 99), "'percentile', 'linear', 'plateau' or 'clahe'; got 'gamma'"),
         (("percentile", 99, 1), "0 <= low < high <= 100"),
         (("percentile", 1, 101), "0 <= low < high <= 100"),
         (("linear", 5, 5), "0 <= low < high <= 65535"),
