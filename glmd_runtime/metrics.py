@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from glmd_runtime.errors import UnsupportedError, UsageError
 from glmd_runtime.listen import Address
-from glmd_runtime.pipeline import Result, Stream
+from glmd_runtime.streams import Result, Stream
 from glmd_runtime.video.status import State
 
 if TYPE_CHECKING:

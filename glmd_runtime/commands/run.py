@@ -28,8 +28,9 @@ from glmd_runtime.engines import BUILD
 from glmd_runtime.errors import UsageError
 from glmd_runtime.listen import parse_address
 from glmd_runtime.metrics import Metrics
-from glmd_runtime.pipeline import FrameTracker, Pipeline, Result, Stream
+from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
+from glmd_runtime.streams import FrameTracker, Result, Stream
 from glmd_runtime.video.simulator import parse_sim_uri
 from glmd_runtime.video.source import Source
 from glmd_runtime.video.status import Status
@@ -164,13 +165,13 @@ class Outputs:
         if self._lines:
             self._lines.write(result.frame, result.detections)
         if self._video:
-            self._video.write(draw(result.frame.image, result.detections), result.frame.time)
+            self._video.write(draw(result.picture, result.detections), result.frame.time)
 
     def __exit__(self, *error: Any) -> None:
         whole = error[0] is None or (self.stream.finished and self.stream.error is None)
         self._stack.__exit__(*((None, None, None) if whole else error))
         if whole and self._best and (path := self._given.get("picture")):
-            save_picture(path, draw(self._best.frame.image, self._best.detections))
+            save_picture(path, draw(self._best.picture, self._best.detections))
 
     def summary(self, detector: Detector) -> str:
         """What the run came to, for the last line."""

@@ -86,9 +86,10 @@ function draw() {
   drawTrails(c, zoom);
   const rows = kept();
   for (const d of [...rows].reverse()) drawBox(c, d, zoom);
-  const taken = [];
+  const taken = rows.map((d) => smaller(d.xyxy.map((v) => v * zoom)));  // labels do not hide objects
   for (const d of rows) drawLabel(c, d, zoom, taken, width, height);
-  by("caption").textContent = `frame ${about.index} · ${about.time.toFixed(1)} s`;
+  const held = about.held ? " · shutter closed" : "";
+  by("caption").textContent = `frame ${about.index} · ${about.time.toFixed(1)} s${held}`;
   list(rows);
 }
 
@@ -121,22 +122,30 @@ function drawBox(c, d, zoom) {
 function drawLabel(c, d, zoom, taken, width, height) {
   const track = d.track_id === undefined || d.track_id === null ? "" : ` #${d.track_id}`;
   const text = [`${d.name}${track}`, percent(d.score), celsius(d.celsius)].filter(Boolean).join("  ");
-  c.font = "600 12.5px system-ui, 'DejaVu Sans', sans-serif";
-  const w = c.measureText(text).width + 10, h = 19;
+  const size = width < 600 ? 10 : 12.5;
+  c.font = `600 ${size}px system-ui, 'DejaVu Sans', sans-serif`;
+  const w = c.measureText(text).width + 10, h = Math.round(size * 1.5);
   const [x1, y1, x2, y2] = d.xyxy.map((v) => v * zoom);
   const places = [[x1 - 2, y1 - h - 3], [x1 - 2, y2 + 3], [x2 - w + 2, y1 - h - 3], [x2 - w + 2, y2 + 3], [x2 + 4, y1], [x1 - w - 4, y1]];
   for (const place of places) {
     const x = Math.max(0, Math.min(place[0], width - w)), y = Math.max(0, Math.min(place[1], height - h));
-    if (taken.some((t) => x < t[0] + t[2] && t[0] < x + w && y < t[1] + h && t[1] < y + h)) continue;
-    taken.push([x, y, w]);
+    if (taken.some((t) => x < t[2] && t[0] < x + w && y < t[3] && t[1] < y + h)) continue;
+    taken.push([x, y, x + w, y + h]);
     c.fillStyle = "rgba(6, 9, 13, .78)";
     c.beginPath();
     c.roundRect(x, y, w, h, 4);
     c.fill();
     c.fillStyle = colour(d.name);
-    c.fillText(text, x + 5, y + 14);
+    c.fillText(text, x + 5, y + h - size * 0.42);
     return;
   }
+}
+
+// The middle of a box: a label may lie over its edge, and in a large one.
+function smaller([x1, y1, x2, y2]) {
+  const dx = Math.min((x2 - x1) / 4, 12), dy = Math.min((y2 - y1) / 4, 12);
+  const x = (x1 + x2) / 2, y = (y1 + y2) / 2;
+  return [x - dx, y - dy, x + dx, y + dy];
 }
 
 function list(rows) {
@@ -186,6 +195,8 @@ function tell() {
   by("dropped").textContent = drops.reduce((sum, [, count]) => sum + count, 0);
   by("dropped-why").textContent = ["dropped", ...drops.map(([cause, count]) => `${count} ${cause}`)].join(" · ");
   by("snapshot").disabled = stream.frames === 0;
+  by("warning").textContent = stream.warnings.join(" ");
+  by("warning").hidden = stream.warnings.length === 0;
   if (!dragging) tellThreshold();
   tellVeil(stream);
 }
