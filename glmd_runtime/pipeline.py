@@ -2,7 +2,7 @@
 
     reader thread of each source -> a slot for one frame -> Pipeline.run: engine, tracker -> on_result
 
-Turns go around: a stream whose turn is over queues behind those that waited. A graph that takes several images at once
+Turns go around: of those that have a frame ready it is the turn of the one that was served longest ago. A graph that takes several images at once
 gets those of several streams, as many as wait; its call lasts as long with fewer. A live stream's slot holds its newest
 frame, so that a busy engine makes frames fewer, not late; a file waits until its frame was taken.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -76,6 +77,9 @@ class Pipeline:
                 )
                 for name, source in zip(names, opened, strict=True)
             )
+            self._waiting: list[Stream] = []
+            self._turn_numbers = count(1)
+            self._served = dict.fromkeys(names, 0)  # the number of each stream's last turn
             self._announced: dict[str, Status] = {}
             stack.pop_all()
 
@@ -120,18 +124,25 @@ class Pipeline:
 
     def _turns(self) -> list[tuple[Stream, Frame]]:
         """Those whose turn it is, with their frames: as many as the graph takes at once, of those that wait."""
+        self._wait()
+        self._waiting.sort(key=lambda stream: self._served[stream.name])
         turns: list[tuple[Stream, Frame]] = []
+        while self._waiting and len(turns) < self.detector.batch:
+            stream = self._waiting.pop(0)
+            if frame := stream.take():
+                turns.append((stream, frame))
+                self._served[stream.name] = next(self._turn_numbers)
+        return turns
+
+    def _wait(self) -> None:
+        """Until someone waits, or for a moment."""
         try:
-            ready = self._ready.get(timeout=POLL)
+            ready = self._ready.get(timeout=0 if self._waiting else POLL)
             while True:
-                if ready and (frame := ready.take()):
-                    turns.append((ready, frame))
-                if len(turns) == self.detector.batch:
-                    break
+                self._waiting += [ready] if ready else []
                 ready = self._ready.get_nowait()
         except Empty:
             pass
-        return turns
 
     def _detect(self, turns: list[tuple[Stream, Frame]]) -> Iterator[Result]:
         began = monotonic()
@@ -142,7 +153,7 @@ class Pipeline:
             found = iter(self.detector.run_all(pictures))
         except Exception as error:  # these streams' own; the others go on
             for stream, _ in prepared:
-                stream.end(error)
+                stream.fail(error)
             return
         seconds = {"prepare": ready - began, "detect": monotonic() - ready}
         for stream, shown in prepared:

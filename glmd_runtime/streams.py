@@ -142,7 +142,7 @@ class Stream:
         try:
             return self._front_end.prepare(frame)
         except Exception as error:  # the other streams go on
-            self.end(error)
+            self.fail(error)
             return None
 
     def finish(self, prepared: Prepared, found: Detections | None, seconds: dict[str, float]) -> Result | None:
@@ -157,7 +157,7 @@ class Stream:
                 found = self._tracker.update(found, frame)
                 seconds = {**seconds, "track": monotonic() - began}
         except Exception as error:  # the other streams go on
-            self.end(error)
+            self.fail(error)
             return None
         seconds = {**seconds, "total": sum(seconds.values())}
         with self._changed:
@@ -187,9 +187,15 @@ class Stream:
                 return None
             return frame
 
-    def end(self, error: Exception | None = None) -> None:
-        """No more frames; the first call says why."""
-        if self._ended is None:
+    def fail(self, error: Exception) -> None:
+        """An error of what comes after the reader ends the stream, whatever is still to come."""
+        with self._changed:
+            self._end(error)
+            self._slot = None
+            self._changed.notify_all()
+
+    def _end(self, error: Exception | None) -> None:
+        if self._ended is None or (error and not self.error):
             self.error = error
             self._ended = Status("ended", str(error) if error else "")
 
@@ -210,14 +216,15 @@ class Stream:
                     break
         except Exception as raised:  # whatever a decoder raises, the other streams go on
             error = None if self._closed else raised
-        self.end(error)
+        with self._changed:
+            self._end(error)
         ready.put(self)
 
     def _offer(self, frame: Frame, ready: SimpleQueue[Stream | None]) -> bool:
         """Put a frame into the slot; False when nobody will take it."""
         with self._changed:
             if not self._newest:
-                self._changed.wait_for(lambda: self._slot is None or self._closed)
+                self._changed.wait_for(lambda: self._slot is None or self._closed or self._ended)
             if self._closed or self._ended:
                 return False
             replaced, self._slot = self._slot, frame

@@ -32,6 +32,7 @@ async function watch() {
       const about = JSON.parse(new TextDecoder().decode(bytes.subarray(0, line)));
       const bitmap = await createImageBitmap(new Blob([bytes.subarray(line + 1)], {type: "image/jpeg"}));
       if (number !== selected) continue;
+      if (!shown) by("veil").hidden = true;
       shown = {about, bitmap};
       follow(about.detections);
       draw();
@@ -66,6 +67,7 @@ function kept() {
 }
 
 function draw() {
+  by("stage").classList.toggle("empty", !shown);
   if (!shown) return;
   const {about, bitmap} = shown, canvas = by("picture"), stage = by("stage");
   const wide = window.matchMedia("(min-width: 761px)").matches;
@@ -193,7 +195,7 @@ function tell() {
   by("latency").textContent = stream.latency === null ? "–" : Math.round(stream.latency);
   const drops = Object.entries(stream.drops);
   by("dropped").textContent = drops.reduce((sum, [, count]) => sum + count, 0);
-  by("dropped-why").textContent = ["dropped", ...drops.map(([cause, count]) => `${count} ${cause}`)].join(" · ");
+  by("causes").textContent = drops.map(([cause, count]) => `${count} ${cause}`).join(" · ");
   by("snapshot").disabled = stream.frames === 0;
   by("warning").textContent = stream.warnings.join(" ");
   by("warning").hidden = stream.warnings.length === 0;
@@ -225,14 +227,16 @@ function tellSources(streams) {
 
 function tellVeil(stream) {
   const veil = by("veil"), stage = by("stage");
-  const away = stream.state !== "running";
+  const away = stream.state !== "running" || !shown;
   veil.hidden = !away;
   veil.className = stream.failed ? "lost" : stream.state;
   stage.classList.toggle("stale", stream.state === "lost" || stream.failed);
   if (!away) return;
-  const title = {lost: `Lost for ${seconds(stream.silence)}`, connecting: "Connecting", ended: "Ended"}[stream.state];
+  const title = {
+    lost: `Lost for ${seconds(stream.silence)}`, connecting: "Connecting", ended: "Ended", running: "Waiting for a picture",
+  }[stream.state];
   by("veil-title").textContent = stream.failed ? "Failed" : title;
-  by("veil-text").textContent = stream.detail;
+  by("veil-text").textContent = stream.state === "running" ? "" : stream.detail;
 }
 
 function tellThreshold() {
@@ -249,8 +253,7 @@ function select(number) {
   selected = number;
   shown = null;
   trails = new Map();
-  const canvas = by("picture");
-  canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  draw();
   by("caption").textContent = "";
   list([]);
   if (request) request.abort();
