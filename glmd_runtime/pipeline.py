@@ -2,9 +2,9 @@
 
     reader thread of each source -> a slot for one frame -> Pipeline.run: engine, tracker -> on_result
 
-Turns go around: of those that have a frame ready it is the turn of the one that was served longest ago. A graph that takes several images at once
-gets those of several streams, as many as wait; its call lasts as long with fewer. A live stream's slot holds its newest
-frame, so that a busy engine makes frames fewer, not late; a file waits until its frame was taken.
+Turns go around: of those that have a frame ready it is the turn of the one that was served longest ago. A graph that
+takes several images at once gets those of several streams, as many as wait; its call lasts as long with fewer. A live
+stream's slot holds its newest frame, so that a busy engine makes frames fewer, not late; a file waits for its turn.
 """
 
 from __future__ import annotations

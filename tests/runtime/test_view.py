@@ -88,8 +88,8 @@ def test_the_page_brings_all_that_it_needs(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/absent.html", "/../view.py", "/%2e%2e/view.py", "//etc/passwd", "/api", "/api/streams/0", "/api/streams/2/picture",
-     "/api/streams/-1/picture", "/api/streams/x/snapshot.png", "/api/streams/0/picture/more"],
+    ["/absent.html", "/../view.py", "/%2e%2e/view.py", "//etc/passwd", "/api", "/api/streams/0",
+     "/api/streams/2/picture", "/api/streams/-1/picture", "/api/streams/x/snapshot.png", "/api/streams/0/picture/more"],
 )
 def test_there_is_nothing_else(path: str, site: Site) -> None:
     assert site.ask(path)[0].status == 404
