@@ -50,6 +50,7 @@ class View:
         self, streams: Sequence[Stream], detector: Detector, address: Address, token: str | None = None
     ) -> None:
         self._screens = {stream.name: _Screen(stream) for stream in streams}
+        self.closed = False
         self._server = _Server(address, list(self._screens.values()), detector, token)
         self.url, self.port, self.token = self._server.url, self._server.server_port, self._server.token
 
@@ -59,6 +60,7 @@ class View:
 
     def close(self) -> None:
         """Stop serving."""
+        self.closed = True
         for screen in self._screens.values():
             screen.close()
         self._server.close()

@@ -61,7 +61,7 @@ class WebServer(ThreadingHTTPServer):
 
     def __init__(self, address: Address, handler: type[WebHandler], token: str | None = None) -> None:
         given = token or os.environ.get(TOKEN_VARIABLE)
-        self.address = address
+        self.address, self.closed = address, False
         self.token = None if address.local else given or secrets.token_urlsafe(TOKEN_LENGTH)
         if self.token is not None and len(self.token) < TOKEN_LENGTH:
             raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(self.token)}.")
@@ -77,6 +77,7 @@ class WebServer(ThreadingHTTPServer):
         self._thread.start()
 
     def close(self) -> None:
+        self.closed = True
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -141,6 +142,9 @@ class WebHandler(BaseHTTPRequestHandler):
         """Nothing: requests come many times a second."""
 
     def _answer(self, act: Callable[[], None]) -> None:
+        if self.server.closed:  # browsers keep connections, and would go on as if nothing had happened
+            self.close_connection = True
+            return
         try:
             self._check_host()
             act()

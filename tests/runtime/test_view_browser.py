@@ -12,7 +12,6 @@ from time import monotonic, sleep
 from typing import Any
 
 import cv2
-import numpy as np
 import pytest
 
 from glmd_runtime import Detector, backends
@@ -20,7 +19,6 @@ from glmd_runtime.detections import Detections
 from glmd_runtime.draw import draw
 from glmd_runtime.listen import Address
 from glmd_runtime.pipeline import Pipeline
-from glmd_runtime.streams import Result
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.source import Source
 from glmd_runtime.view import View
@@ -66,6 +64,12 @@ class Page:
         self.thread = Thread(target=self.pipeline.run, daemon=True)
         self.thread.start()
 
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def open(self, width: int = 1280, height: int = 800, sharp: int = 1) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": sharp, "mobile": width < 600}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -90,11 +94,12 @@ class Page:
         self.pipeline.stop()
         self.thread.join(SOON)
         self.pipeline.close()
-        self.view.close()
+        if not self.view.closed:
+            self.view.close()
 
 
-def becomes(wanted: Any, what: Callable[[], Any]) -> None:
-    until = monotonic() + SOON
+def becomes(wanted: Any, what: Callable[[], Any], soon: float = SOON) -> None:
+    until = monotonic() + soon
     while (came := what()) != wanted:
         assert monotonic() < until, f"expected {wanted!r}, got {came!r}"
         sleep(0.05)
@@ -175,15 +180,12 @@ def test_another_source_is_chosen(page: Page) -> None:
 
 
 def test_the_end_of_glmd_run_is_said(browser: Any, tiny_bundle: Path) -> None:
-    page = Page(browser, [Camera("yard", [frame(0)])], detector(tiny_bundle))
-    page.open()
-    becomes("2", lambda: page.text("#count"))
-    page.view.close()
-    becomes(True, page.find("#connection").is_displayed)
-    page.pipeline.stop()
-    browser.get("about:blank")
-    browser.get_log("browser")
-    page.pipeline.close()
+    with Page(browser, [Camera("yard", [frame(0)])], detector(tiny_bundle)) as page:
+        page.open()
+        becomes("2", lambda: page.text("#count"))
+        page.view.close()
+        becomes(True, page.find("#connection").is_displayed)
+    browser.get_log("browser")  # it says that nobody answered
 
 
 @pytest.mark.parametrize(("width", "height", "sharp"), [(1280, 800, 1), (390, 844, 3)])
@@ -210,23 +212,21 @@ def test_the_picture_of_the_readme(browser: Any, tmp_path: Path) -> None:
         return list(simulate(parse_sim_uri(uri)))
 
     out = Path(os.environ.get("GLMD_VIEW_PNG", tmp_path / "view.png"))
-    ground, air = scene("sim://ground?seed=11&frames=24&fps=10"), scene("sim://air?seed=3&frames=6")
+    ground, air = scene("sim://ground?seed=11&frames=12&fps=6"), scene("sim://air?seed=3&frames=3")
     cameras = [Camera("sim://ground?seed=11", ground), Camera("sim://air?seed=3", air), Camera("rtsp://10.0.0.7/gate")]
     cameras[2].lose("connection refused; again in 8.0 s")
 
     def tracker(source: Source) -> Tracker:
-        return Tracker("bytetrack", fps=10)
+        return Tracker("bytetrack", fps=6)
 
-    last: dict[str, Result] = {}
-    with Detector(ROOT / "models/thermal_lite0.glmd", threads=1) as one:
-        page = Page(browser, cameras, one, tracker=tracker, policy="every")
-        page.pipeline._on_result = lambda r: (last.update({r.stream: r}), page.view.publish(r))
+    with (
+        Detector(ROOT / "models/thermal_lite0.glmd", threads=1) as one,
+        Page(browser, cameras, one, tracker=tracker, policy="every") as page,
+    ):
         page.open()
-        becomes(f"frame {ground[-1].index} · {ground[-1].time:.1f} s", lambda: page.text("#caption"))
-        assert int(page.text("#count")) == len(last["sim://ground?seed=11"].detections) > 0
+        becomes(f"frame {ground[-1].index} · {ground[-1].time:.1f} s", lambda: page.text("#caption"), soon=150)
+        assert int(page.text("#count")) > 0 and "#" in page.text("#detections")
         becomes("lost", lambda: page.text(".source:nth-child(3) small").split()[0])
         page.browser.save_screenshot(str(out))
-        page.close()
     picture = cv2.imread(str(out))
     assert picture.shape == (800, 1280, 3) and picture.std() > 20
-    assert np.isfinite(picture).all()
