@@ -126,7 +126,8 @@ class LiveSource(Source):
         self._changed = Condition()  # guards the frames that wait, the drops and the status
         self._closed = Event()
         self._error: BaseException | None = None
-        self._index, self._start = 0, 0.0
+        self._index = 0
+        self._start: float | None = None  # when the first frame was captured
         self._shape: tuple[int, ...] | None = None
         self._attempt = 0
         self.status = Status("connecting", since=self._clock.now())
@@ -194,7 +195,7 @@ class LiveSource(Source):
                         usable = self._clock.now()
                         self._attempt = 0 if usable - began > self._timeout else self._attempt
                     elif corrupt >= CORRUPT_IN_A_ROW or self._clock.now() - usable > self._timeout:
-                        return "it sends, but nothing that can be decoded" if corrupt else "its frames come too late"
+                        return "what it sends cannot be decoded" if corrupt else "no fresh frame came for too long"
             return None
         except SourceError as error:
             return str(error)
@@ -206,7 +207,7 @@ class LiveSource(Source):
             return self._drop("corrupt")
         now = self._clock.now()
         captured = now - delay(now, shot.stamp)
-        self._start = self._start if index and self._shape else captured
+        self._start = captured if self._start is None else self._start
         frame = Frame(shot.image, index, captured - self._start, shot.truth, captured, self._radiometry)
         if self._is_stale(frame):
             return self._drop("stale")

@@ -48,8 +48,9 @@ class Note:
     @classmethod
     def of(cls, line: str) -> Note:
         values = json.loads(line)
-        pair = values["radiometry"]
-        return cls(values["index"], values["time"], values["wall"], Radiometry(*pair) if pair else None)
+        gain, offset = values["radiometry"] or (0, 0)
+        radiometry = Radiometry(float(gain), float(offset)) if values["radiometry"] else None
+        return cls(int(values["index"]), float(values["time"]), float(values["wall"]), radiometry)
 
 
 def read_notes(path: Path) -> list[Note]:
@@ -85,9 +86,7 @@ class Recorder:
 
     def write(self, frame: Frame) -> None:
         """Append one frame. Raises: FrameError for an array that is none; UsageError when it cannot be written."""
-        kind = (frame.image.shape, str(frame.image.dtype))
-        if (frame.image.ndim, kind[1]) not in _PIX_FMTS:
-            raise FrameError(f"A frame must be (H, W) uint8 or uint16, or (H, W, 3) uint8; got {kind[0]} {kind[1]}.")
+        kind = _kind(frame)
         try:
             if self._part is None or self._part.kind != kind:
                 self.close()
@@ -118,6 +117,17 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _kind(frame: Frame) -> tuple[tuple[int, ...], str]:
+    """Shape and type of a frame that FFV1 can keep."""
+    shape, dtype = frame.image.shape, str(frame.image.dtype)
+    # FFV1 cannot hold pictures that are one pixel wide.
+    if (len(shape), dtype) not in _PIX_FMTS or shape[2:] not in ((), (3,)) or shape[0] < 1 or shape[1] < 2:
+        raise FrameError(
+            f"A recorded frame must be (H, W) uint8 or uint16, or (H, W, 3) uint8, W of 2 or more; got {shape} {dtype}."
+        )
+    return shape, dtype
 
 
 class _Part:

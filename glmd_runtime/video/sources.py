@@ -63,7 +63,7 @@ def _simulation(uri: str, spec: SceneSpec) -> Source:
 def _network(location: str, name: str, **values: object) -> Camera:
     try:
         parts = urlsplit(location)
-        whole = bool(parts.hostname) if parts.scheme == "rtsp" else bool(parts.port)
+        whole = bool(parts.hostname if parts.scheme == "rtsp" and parts.port != 0 else parts.port)
     except ValueError:  # a port that is no number
         whole = False
     if not whole:
