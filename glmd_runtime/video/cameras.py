@@ -34,8 +34,10 @@ class NetworkCamera:
         self._url, self._timeout = url, timeout
         # A sound track would only make FFmpeg shift the pictures' times to fit it.
         rtsp = {"rtsp_transport": transport, "allowed_media_types": "video"}
-        self._options = {"fflags": "nobuffer", **(rtsp if url.startswith("rtsp") else {})}
+        self._options = {"fflags": "nobuffer", "analyzeduration": "500000", **(rtsp if url.startswith("rtsp") else {})}
         self._av = import_av()
+        # Some cameras break the rules in what is no picture, and would be refused for ever.
+        self._strict, self._seen = True, False  # until a connection gave nothing whole; whether one ever did
 
     def shots(self) -> Generator[Shot, None, None]:
         """Raises: SourceError when it cannot be reached, or is lost."""
@@ -56,25 +58,34 @@ class NetworkCamera:
 
     def _read(self, container: av.container.InputContainer) -> Generator[Shot, None, None]:
         stream = container.streams.video[0]
+        self._prepare(stream)
+        damaged = whole = False  # whole: whether the pictures that the next one builds upon are there
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:  # the end
+                    return
+                for picture in self._decode(packet):
+                    damaged = damaged or picture is None
+                    whole = picture is not None and (whole or bool(picture.key_frame))
+                    self._seen = self._seen or whole
+                    yield Shot(to_array(picture), picture.time) if picture is not None and whole else Shot(None)
+        finally:
+            self._strict = self._strict and (self._seen or not damaged)
+
+    def _prepare(self, stream: av.video.stream.VideoStream) -> None:
         stream.thread_type = "SLICE"  # frame by frame would hold back as many frames as there are threads
         stream.codec_context.flags |= self._av.codec.context.Flags.low_delay
+        if self._strict:  # FFmpeg would fill what is missing with grey, black or the picture before, and not say so
+            stream.codec_context.options = {"err_detect": "explode"}
         self.fps = float(stream.average_rate or stream.guessed_rate or FPS)
-        whole = False  # whether the pictures that the next one builds upon are there
-        for packet in container.demux(stream):
-            if packet.dts is None and packet.size == 0:
-                return
-            try:
-                pictures = [] if packet.is_corrupt else packet.decode()
-            except self._av.error.InvalidDataError:
-                pictures, whole = [], False
-                yield Shot(None)
-                continue
-            if packet.is_corrupt:
-                whole = False
-                yield Shot(None)
-            for picture in pictures:
-                whole = (whole or bool(picture.key_frame)) and not picture.is_corrupt
-                yield Shot(to_array(picture), picture.time) if whole else Shot(None)
+
+    def _decode(self, packet: av.Packet[Any]) -> list[av.VideoFrame | None]:
+        """The pictures of a packet, None for one that is damaged."""
+        try:
+            pictures: Any = [None] if packet.is_corrupt else packet.decode()
+        except self._av.error.FFmpegError:
+            return [None]
+        return [None if picture is None or picture.is_corrupt else picture for picture in pictures]
 
 
 class DeviceCamera:

@@ -32,6 +32,7 @@ TIMEOUT = 5.0  # seconds without a usable frame, after which a camera is lost
 CORRUPT_IN_A_ROW = 50  # after so many, connecting again is sooner than waiting
 BACKOFF = 0.5, 30.0  # seconds before the second attempt, doubled with each, and at most
 CLOSE_WAIT = 0.5  # seconds that close() gives the thread; one that FFmpeg holds ends by itself, later
+TICK = 1e-6  # seconds that two frames are apart at least
 DRIFT = 1e-3  # seconds a second by which a camera's clock may go slower than ours
 
 
@@ -128,10 +129,11 @@ class LiveSource(Source):
         self._error: BaseException | None = None
         self._index = 0
         self._start: float | None = None  # when the first frame was captured
+        self._time = 0.0
         self._shape: tuple[int, ...] | None = None
         self._attempt = 0
         self.status = Status("connecting", since=self._clock.now())
-        self.notify(on_status)
+        self._on_status = on_status
         self._thread = Thread(target=self._run, name=f"reader of {self.name}", daemon=True)
         self._thread.start()
 
@@ -163,7 +165,10 @@ class LiveSource(Source):
             self._changed.notify_all()
         if current_thread() is not self._thread:
             self._thread.join(CLOSE_WAIT)
-        self._say("ended", "closed")
+        self._end("closed")
+
+    def _end(self, detail: str) -> None:
+        self._say("ended", detail)
 
     # What the thread does
 
@@ -172,7 +177,7 @@ class LiveSource(Source):
             while (reason := self._connection()) is not None and not self._closed.is_set():
                 first, most = BACKOFF
                 # The jitter keeps many cameras behind one switch from coming back all at once.
-                pause = min(most, first * 2 ** min(self._attempt - 1, 20)) * random.uniform(0.5, 1)
+                pause = min(most, first * 2 ** min(max(self._attempt - 1, 0), 20)) * random.uniform(0.5, 1)
                 self._say("lost", f"{reason}; again in {pause:.1f} s")
                 self._clock.sleep(pause, self._closed)
         except BaseException as error:  # whoever iterates must hear of it, whatever it is
@@ -208,9 +213,11 @@ class LiveSource(Source):
         now = self._clock.now()
         captured = now - delay(now, shot.stamp)
         self._start = captured if self._start is None else self._start
-        frame = Frame(shot.image, index, captured - self._start, shot.truth, captured, self._radiometry)
+        time = max(captured - self._start, self._time)  # the estimate of a delay may change, but time goes on
+        frame = Frame(shot.image, index, time, shot.truth, captured, self._radiometry)
         if self._is_stale(frame):
             return self._drop("stale")
+        self._time = time + TICK
         self._check_picture(frame.image)
         self._put(frame)
         return True
@@ -246,13 +253,13 @@ class LiveSource(Source):
             self._changed.notify_all()
 
     def _say(self, state: Literal["connecting", "running", "lost", "ended"], detail: str) -> None:
-        """A new status, unless it is over. Its listener is called without a lock, for it may want to close."""
+        """A new status, unless it is over."""
         with self._changed:
             if self.status.state == "ended" or (self._closed.is_set() and state != "ended"):
                 return
-            self.status = Status(state, detail, self._clock.now(), self._attempt)
+            self.status = status = Status(state, detail, self._clock.now(), self._attempt)
             self._changed.notify_all()
-        self.notify(self._on_status)
+        self._tell(status)
 
 
 def check_live(policy: str, staleness: float) -> None:

@@ -52,7 +52,8 @@ def open_source(
 
 
 def _told(source: Source, on_status: OnStatus | None) -> Source:
-    source.notify(on_status)
+    if on_status:
+        source.listen(on_status)
     return source
 
 

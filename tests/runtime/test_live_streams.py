@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("pyav")
 SERVER = Path(__file__).parents[1] / "streams" / "rtsp_server.py"
 PYTHON = "/usr/bin/python3"  # the one that Debian's bindings are for
 BINDINGS = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
-BLACK = 60  # the server's picture is 128 or brighter everywhere; what a decoder makes up is black, or green: 0..77
+BLACK = 110  # the server's picture is 126 or brighter everywhere; what a decoder makes up is darker somewhere
 
 
 def free_port() -> int:
@@ -115,7 +115,7 @@ class Watch:
         assert time.monotonic() - began < 1.0
         self._thread.join(1)
         assert not self._thread.is_alive() and self.said[-1].state == "ended"
-        assert min((least for _, least, _, _ in self.frames), default=255) > BLACK, "a black frame was served"
+        assert min((least for _, least, _, _ in self.frames), default=255) > BLACK, "no camera sent this frame"
         assert max((age for _, _, age, _ in self.frames), default=0.0) < 0.6, "an old frame was served"
 
 
@@ -132,7 +132,7 @@ def test_a_camera_that_works(proxy: Proxy) -> None:
         watch.more(30)
         assert watch.source.live and watch.source.fps == 20
         assert watch.frames[-1][0] == (240, 320, 3)
-    assert watch.states() == ["connecting", "connecting", "running", "ended"]
+    assert watch.states() == ["connecting", "running", "ended"]
 
 
 def test_a_cut_cable_and_its_return(proxy: Proxy) -> None:
@@ -185,9 +185,9 @@ def test_another_size_in_the_middle(proxy: Proxy, server: Server) -> None:
 def test_garbage_is_counted_and_not_served(proxy: Proxy) -> None:
     with Watch(address(proxy.port)) as watch:
         watch.more()
-        proxy.garbage = 0.2
+        proxy.garbage = 0.1
         watch.until(lambda: watch.source.drops["corrupt"] > 5 or watch.states().count("lost") > 1)
-        time.sleep(2)
+        time.sleep(4)
         proxy.garbage = 0.0
         watch.more(20, 30)
 
@@ -232,10 +232,14 @@ def test_close_while_ffmpeg_waits(uri: str) -> None:
         assert time.monotonic() - began < 1.0 and list(source) == []
 
 
-def test_a_stream_of_datagrams() -> None:
-    """MPEG-TS over UDP, as encoders for the field send it."""
+BROKEN_SEI = b"\0\0\0\1\x06\x05\xff\xff\x80"  # a message that says it is longer than it is
+
+
+@pytest.mark.parametrize("prefix", [b"", BROKEN_SEI], ids=["correct", "broken"])
+def test_a_stream_of_datagrams(prefix: bytes) -> None:
+    """MPEG-TS over UDP, as encoders for the field send it; and one that breaks the rules where no picture is."""
     port, stop = free_port(), threading.Event()
-    sender = threading.Thread(target=send_mpegts, args=(port, stop), daemon=True)
+    sender = threading.Thread(target=send_mpegts, args=(port, stop, prefix), daemon=True)
     sender.start()
     try:
         with Watch(f"udp://127.0.0.1:{port}?timeout=3") as watch:
@@ -246,14 +250,18 @@ def test_a_stream_of_datagrams() -> None:
         sender.join(5)
 
 
-def send_mpegts(port: int, stop: threading.Event) -> None:
+def send_mpegts(port: int, stop: threading.Event, prefix: bytes) -> None:
     av = import_av()
     with av.open(f"udp://127.0.0.1:{port}?pkt_size=1316", "w", format="mpegts") as container:
         stream = container.add_stream("libx264", rate=Fraction(20), options={"tune": "zerolatency", "g": "10"})
         stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
         picture = np.full((128, 160, 3), 160, np.uint8)
         while not stop.wait(0.05):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")):
+                spoiled = av.Packet(prefix + bytes(packet))
+                spoiled.stream, spoiled.time_base = stream, packet.time_base
+                spoiled.pts, spoiled.dts, spoiled.is_keyframe = packet.pts, packet.dts, packet.is_keyframe
+                container.mux(spoiled)
 
 
 @pytest.mark.parametrize(
