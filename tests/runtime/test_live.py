@@ -19,7 +19,7 @@ from glmd_runtime.video.cameras import DeviceCamera
 from glmd_runtime.video.live import BACKOFF, CORRUPT_IN_A_ROW, Delay, LiveSource, Shot
 from glmd_runtime.video.sources import open_source
 from glmd_runtime.video.status import Status
-from tests.streams.cameras import LOST, FakeCapture, FastClock, ScriptedCamera
+from tests.streams.cameras import LOST, FakeCapture, FastClock, ScriptedCamera, unsteady
 
 PICTURE = np.full((4, 6), 7000, np.uint16)
 BAD = Shot(None)
@@ -291,26 +291,9 @@ def test_close_from_the_listener() -> None:
 # Long runs
 
 
-def a_day(fps: int, rng: random.Random) -> list[list[Any]]:
-    """A day of a camera that is lost for minutes, sends nonsense and drifts; about twenty connections."""
-    connections: list[Any] = []
-    while (hours := sum(c[1] for c in connections)) < 24:
-        length = min(rng.uniform(0.2, 2.0), 24 - hours + 1e-3)
-        connections.append((shots_of(length, fps, rng), length))
-        connections += [([rng.uniform(1, 60), LOST], 0.0)] * rng.randrange(3)
-    return [c[0] for c in connections]
-
-
-def shots_of(hours: float, fps: int, rng: random.Random) -> Any:
-    for i in range(int(hours * 3600 * fps)):
-        yield 1 / fps
-        yield BAD if rng.random() < 1e-3 else Shot(np.array([[i % 65536]], np.uint16), stamp=i / fps * (1 - 2e-4))
-    yield LOST
-
-
 def test_a_day_in_a_moment() -> None:
-    rng, clock, said = random.Random(1), FastClock(), []
-    camera = ScriptedCamera(*a_day(2, rng), clock=clock)
+    clock, said = FastClock(), []
+    camera = ScriptedCamera(*unsteady(24, 2, random.Random(1)), clock=clock)
     count, last = 0, -1.0
     with LiveSource(camera, policy="every", clock=clock, on_status=said.append) as source:
         for frame in source:

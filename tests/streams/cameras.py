@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Generator, Iterable
 from threading import Event, Lock
 from typing import Any, ClassVar
@@ -59,6 +60,28 @@ class ScriptedCamera:
             self.closed += 1
 
 
+LOST = SourceError("the cable is out")
+
+
+def unsteady(hours: float, fps: int, rng: random.Random, hw: tuple[int, int] = (1, 1)) -> list[Iterable[Any]]:
+    """A camera that is lost every hour or so, often twice, sends nonsense now and then, and has a slow clock."""
+    connections: list[Iterable[Any]] = []
+    while hours > 0:
+        length = min(rng.uniform(0.2, 2.0), hours) + 1e-3
+        hours -= length
+        connections.append(_connection(length, fps, rng, hw))
+        connections += [[rng.uniform(1, 60), LOST] for _ in range(rng.randrange(3))]
+    return connections
+
+
+def _connection(hours: float, fps: int, rng: random.Random, hw: tuple[int, int]) -> Generator[Any, None, None]:
+    for i in range(int(hours * 3600 * fps)):
+        yield 1 / fps
+        image = None if rng.random() < 1e-3 else np.full(hw, i % 65536, np.uint16)
+        yield Shot(image, stamp=i / fps * (1 - 2e-4))
+    yield LOST
+
+
 class FakeCapture:
     """cv2.VideoCapture on a V4L2 device, as its source says it behaves: grey formats come raw where CONVERT_RGB is 0.
 
@@ -90,6 +113,3 @@ class FakeCapture:
 
     def release(self) -> None:
         self.released = True
-
-
-LOST = SourceError("the cable is out")
