@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Generator
+from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +52,7 @@ class NetworkCamera:
         except self._av.error.ExitError:
             raise SourceError(f"nothing came for {self._timeout:g} s") from None
         except (self._av.error.FFmpegError, ValueError) as error:  # whose own text holds the URL, password included
-            raise SourceError(getattr(error, "strerror", None) or type(error).__name__) from None
+            raise SourceError(_reason(error)) from None
         finally:
             if container is not None:
                 container.close()
@@ -88,6 +90,12 @@ class NetworkCamera:
         return [None if picture is None or picture.is_corrupt else picture for picture in pictures]
 
 
+def _reason(error: Exception) -> str:
+    if getattr(error, "errno", None) == errno.EIO:  # FFmpeg's word for a name that nobody knows
+        return "Input/output error (is the host's name right?)"
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 class DeviceCamera:
     """`v4l2:///dev/video0`, through OpenCV. Never run on a real device by this project: tests use a fake.
 
@@ -121,10 +129,12 @@ class DeviceCamera:
 
     def shots(self) -> Generator[Shot, None, None]:
         """Raises: SourceError when it is not there, or is lost; UnsupportedError when it has no such format."""
+        if not Path(self._device).exists():  # OpenCV would print a warning at each attempt
+            raise SourceError(f"{self._device} is not there")
         device = cv2.VideoCapture(self._device, cv2.CAP_V4L2)
         try:
             if not device.isOpened():
-                raise SourceError(f"{self._device} is not there, busy, or not ours to open")
+                raise SourceError(f"{self._device} cannot be opened: is it busy, or not ours to open?")
             for wish in self._wishes:
                 device.set(*wish)
             self.fps = device.get(cv2.CAP_PROP_FPS) or self.fps

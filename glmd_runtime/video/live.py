@@ -168,7 +168,7 @@ class LiveSource(Source):
         self._end("closed")
 
     def _end(self, detail: str) -> None:
-        self._say("ended", detail)
+        self._say("ended", "closed" if self._closed.is_set() else detail)
 
     # What the thread does
 
@@ -182,7 +182,7 @@ class LiveSource(Source):
                 self._clock.sleep(pause, self._closed)
         except BaseException as error:  # whoever iterates must hear of it, whatever it is
             self._error = error
-        self._say("ended", "closed" if self._closed.is_set() else str(self._error or "the camera has no more"))
+        self._end(str(self._error or "the camera has no more"))
 
     def _connection(self) -> str | None:
         """Read the camera as long as it gives frames -> why it is lost, None when it has no more."""
