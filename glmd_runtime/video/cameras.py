@@ -99,11 +99,12 @@ def _reason(error: Exception) -> str:
 class DeviceCamera:
     """`v4l2:///dev/video0`, through OpenCV. Never run on a real device by this project: tests use a fake.
 
+    A device that falls silent is lost after 10 s, which is OpenCV's own limit.
+
     Args:
         device: the path.
         format: "Y16" gives (H, W) uint16 counts, "GREY" (H, W) uint8; None leaves it to the camera and gives BGR.
         size_hw, fps: what the camera is asked for; it may give another.
-        timeout: seconds that a picture may take.
     """
 
     def __init__(
@@ -114,18 +115,18 @@ class DeviceCamera:
         format: str | None = None,
         size_hw: tuple[int, int] | None = None,
         fps: float | None = None,
-        timeout: float = TIMEOUT,
     ) -> None:
         self.name, self.fps = name, fps or FPS
         self._device, self._format = device, format
-        self._wishes: list[tuple[int, float]] = [(cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout * 1000)]
+        self._wishes: list[tuple[int, float]] = []
         if format is not None:
-            code = cv2.VideoWriter.fourcc(*format.ljust(4))
-            self._wishes += [(cv2.CAP_PROP_FOURCC, code), (cv2.CAP_PROP_CONVERT_RGB, 0)]
+            self._wishes += [(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*format.ljust(4)))]
         if size_hw is not None:
             self._wishes += [(cv2.CAP_PROP_FRAME_WIDTH, size_hw[1]), (cv2.CAP_PROP_FRAME_HEIGHT, size_hw[0])]
         if fps is not None:
             self._wishes += [(cv2.CAP_PROP_FPS, fps)]
+        if format is not None:  # last, for the others start the device anew
+            self._wishes += [(cv2.CAP_PROP_CONVERT_RGB, 0)]
 
     def shots(self) -> Generator[Shot, None, None]:
         """Raises: SourceError when it is not there, or is lost; UnsupportedError when it has no such format."""
@@ -137,12 +138,14 @@ class DeviceCamera:
                 raise SourceError(f"{self._device} cannot be opened: is it busy, or not ours to open?")
             for wish in self._wishes:
                 device.set(*wish)
-            self.fps = device.get(cv2.CAP_PROP_FPS) or self.fps
+            rate = device.get(cv2.CAP_PROP_FPS)
+            self.fps = rate if rate > 0 else self.fps
             while True:
                 there, image = device.read()
                 if not there:
                     raise SourceError(f"{self._device} gives no more pictures")
-                yield Shot(self._checked(np.asarray(image)))
+                stamp = device.get(cv2.CAP_PROP_POS_MSEC) / 1000  # the driver's
+                yield Shot(self._checked(np.asarray(image)), stamp if stamp > 0 else None)
         finally:
             device.release()
 

@@ -73,9 +73,13 @@ class Delay:
     """How long a frame was held up on its way: arrival minus stamp, above the least that was seen.
 
     The clocks of a camera and this machine drift apart; the least creeps upwards so as not to take that for a delay.
+
+    catching_up  whether the frames since the first came in less than half the time in which they were taken: a
+                 camera or a relay begins with what it stored, and how old that is cannot be told
     """
 
     def __init__(self) -> None:
+        self.catching_up = False
         self._least = self._stamp = self._arrived = 0.0
         self._known = False
 
@@ -83,6 +87,8 @@ class Delay:
         if stamp is None:
             return 0.0
         offset = arrived - stamp
+        pace = arrived - self._arrived, stamp - self._stamp
+        self.catching_up = not self._known or (self.catching_up and pace[0] < pace[1] / 2)
         if not self._known or stamp <= self._stamp:  # a camera that starts its clock anew starts here anew
             self._known, self._least = True, offset
         self._least = min(self._least + DRIFT * (arrived - self._arrived), offset)
@@ -215,7 +221,7 @@ class LiveSource(Source):
         self._start = captured if self._start is None else self._start
         time = max(captured - self._start, self._time)  # the estimate of a delay may change, but time goes on
         frame = Frame(shot.image, index, time, shot.truth, captured, self._radiometry)
-        if self._is_stale(frame):
+        if self._is_stale(frame) or (delay.catching_up and self._policy == "freshest"):
             return self._drop("stale")
         self._time = time + TICK
         self._check_picture(frame.image)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -94,9 +94,14 @@ class Recorder:
                 self._part = _Part(self.paths[-1], self.fps, kind)
             self._part.write(frame)
         except OSError as error:  # PyAV's errors are OSErrors too
-            raise UsageError(
-                f"A recording must be writable; {self.path}: {error.strerror}. Choose another path, or make room."
-            ) from error
+            with suppress(UsageError):  # for the same reason
+                self.close()
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"A recording must be writable; {self.path}: {error.strerror}. Choose another path, or make room."
+        )
 
     def _free_path(self) -> Path:
         path, number = self.path, 1
@@ -107,10 +112,13 @@ class Recorder:
         return path
 
     def close(self) -> None:
-        """Complete the file; calling it again does nothing."""
+        """Complete the file; calling it again does nothing. Raises: UsageError when that cannot be written."""
         part, self._part = self._part, None
-        if part is not None:
-            part.close()
+        try:
+            if part is not None:
+                part.close()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def __enter__(self) -> Recorder:
         return self

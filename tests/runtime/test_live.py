@@ -182,18 +182,28 @@ def held_up(delays: list[float]) -> list[Any]:
     return script
 
 
-def test_a_burst_after_a_stall_is_old_whatever_time_it_comes() -> None:
-    delays = [0.0] * 10 + [2.0 - 0.1 * i for i in range(20)] + [0.0] * 5
+def shown_fresh(script: list[Any]) -> tuple[list[Any], LiveSource]:
+    """What would wait for its reader, without a reader's own pace."""
     clock, seen, go = FastClock(), [], threading.Event()
-    camera = ScriptedCamera([go, *held_up(delays)], clock=clock)
-    with LiveSource(camera, policy="freshest", clock=clock) as source:
-        source._put = seen.append  # what would wait for its reader, without a reader's own pace
+    with LiveSource(ScriptedCamera([go, *script], clock=clock), clock=clock) as source:
+        source._put = seen.append
         go.set()
         source._thread.join(10)
+    return seen, source
+
+
+def test_a_burst_after_a_stall_is_old_whatever_time_it_comes() -> None:
+    delays = [0.0] * 10 + [2.0 - 0.1 * i for i in range(20)] + [0.0] * 5
+    seen, source = shown_fresh(held_up(delays))
     shown = [f.index for f in seen]
-    assert set(shown).isdisjoint(range(10, 24)) and {0, 9, 26, 34} <= set(shown)
+    assert set(shown).isdisjoint(range(10, 24)) and {1, 9, 26, 34} <= set(shown)
     assert source.drops["stale"] == 35 - len(shown)
     assert all(b.captured > a.captured for a, b in pairwise(seen))
+
+
+def test_what_a_relay_stored_before_we_came_is_not_fresh() -> None:
+    seen, source = shown_fresh(held_up([2.0 - 0.1 * i for i in range(20)] + [0.0] * 5))
+    assert [f.index for f in seen] == list(range(21, 25)) and source.drops["stale"] == 21
 
 
 def test_a_stream_that_stays_late_is_read_anew() -> None:

@@ -267,8 +267,8 @@ def send_mpegts(port: int, stop: threading.Event, prefix: bytes) -> None:
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("rtsp://", "expected rtsp://user:password@host/path"),
-        ("rtsp://user:pa/ss@camera/x", "expected rtsp"),
+        ("rtsp://", "expected rtsp://user:password@host:554/path"),
+        ("rtsp://user:pa/ss@camera/x", "no @ but the one before the host"),
         ("udp://camera", "udp://@:5000"),
         ("udp://camera:port", "udp://@:5000"),
         ("rtsp://camera/x?transport=sctp", "expected transport like transport=tcp"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from glmd_runtime.video.sources import open_source
 from tests.runtime.test_sources import save
 
 pytestmark = pytest.mark.usefixtures("pyav")
+ROOT = Path(__file__).parents[2]
 COUNTS = np.arange(24, dtype=np.uint16).reshape(4, 6) + 7000
 
 
@@ -148,6 +150,22 @@ def test_what_was_written_before_a_kill_can_be_read(tmp_path: Path) -> None:
     assert_same(frames, expected)
 
 
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+"""
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    result = subprocess.run([sys.executable, "-c", FULL + WRITER, str(path)], capture_output=True, text=True)
+    assert result.returncode and "UsageError: A recording must be writable" in result.stderr.splitlines()[-1]
+    assert "File too large" in result.stderr and "make room" in result.stderr
+    with open_source(path) as source:
+        assert sum(1 for _ in source) > 20
+
+
 def test_a_line_that_was_cut_short(tmp_path: Path) -> None:
     frames = [Frame(COUNTS + i, i, i / 10) for i in range(3)]
     record(tmp_path / "clip.mkv", frames)
@@ -192,3 +210,13 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     save(tmp_path / "a.png", COUNTS)
     with pytest.raises(UsageError, match="must be writable"), Recorder(tmp_path / "a.png" / "clip.mkv", 10) as recorder:
         recorder.write(Frame(COUNTS, 0, 0.0))
+
+
+def test_the_example_in_the_documents(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "sources.md").read_text()
+    [snippet] = re.findall(r"```python\n(.*?)```", text, re.S)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", snippet]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert result.returncode == 0 and "frames, byte for byte" in result.stdout, result.stderr
+    assert (tmp_path / "night.mkv").is_file()

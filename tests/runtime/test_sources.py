@@ -212,6 +212,13 @@ def test_a_password_is_never_shown(scheme: str, word: str, port: str) -> None:
     assert "Q7" not in shown and "admin" not in shown and shown.startswith(f"{scheme}://")
 
 
+@given(WORD)
+def test_a_password_is_in_no_error(word: str) -> None:
+    with pytest.raises(UsageError) as error:
+        open_source(f"rtsp://admin:{word}@camera/path?timeout=soon")
+    assert "Q7" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [

@@ -82,8 +82,17 @@ def _connection(hours: float, fps: int, rng: random.Random, hw: tuple[int, int])
     yield LOST
 
 
+KNOWN = (
+    cv2.CAP_PROP_FOURCC,
+    cv2.CAP_PROP_CONVERT_RGB,
+    cv2.CAP_PROP_FRAME_WIDTH,
+    cv2.CAP_PROP_FRAME_HEIGHT,
+    cv2.CAP_PROP_FPS,
+)
+
+
 class FakeCapture:
-    """cv2.VideoCapture on a V4L2 device, as its source says it behaves: grey formats come raw where CONVERT_RGB is 0.
+    """cv2.VideoCapture on a V4L2 device, as cap_v4l.cpp says it behaves: grey formats come raw where CONVERT_RGB is 0.
 
     It stands in for hardware that is not here; what it cannot show is a driver's own mistakes.
     """
@@ -102,11 +111,16 @@ class FakeCapture:
         return self.present
 
     def set(self, key: int, value: float) -> bool:
+        assert key in KNOWN, "cap_v4l.cpp prints an error for others"
+        if key != cv2.CAP_PROP_CONVERT_RGB:  # the device is started anew, and its pictures are converted again
+            self.set_to.pop(cv2.CAP_PROP_CONVERT_RGB, None)
         self.set_to[key] = value
         return True
 
     def get(self, key: int) -> float:
-        return float(self.set_to.get(key, 9.0 if key == cv2.CAP_PROP_FPS else 0.0))
+        if key == cv2.CAP_PROP_POS_MSEC:
+            return 1e6 + 111 * (len(self.pictures) - len(self._left))
+        return float(self.set_to.get(key, 9.0))
 
     def read(self) -> tuple[bool, np.ndarray | None]:
         return (True, self._left.pop(0)) if self._left else (False, None)
