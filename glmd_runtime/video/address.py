@@ -14,6 +14,8 @@ from glmd_runtime.thermal import Radiometry
 # Cameras that want a password in the path call it one of these.
 _SECRETS = re.compile(r"\b(user|username|usr|password|passwd|pwd|pass|token|auth|key)=[^&/?#]*", re.I)
 
+_HIDDEN = "://***"
+
 
 @dataclass(frozen=True)
 class Address:
@@ -32,8 +34,13 @@ class Address:
 def parse_address(uri: str, keys: tuple[str, ...]) -> Address:
     """Take the keys of ours out of `uri`'s query. A URL's other keys are the camera's; a path has no others.
 
-    Raises: UsageError for a value that is none, or a path's unknown key.
+    Raises: UsageError for a value that is none, a path's unknown key, or a password of which the end cannot be told.
     """
+    if redacted(uri).endswith(_HIDDEN):
+        raise UsageError(
+            f"expected an address with no @ but the one before the host; got {redacted(uri)}; in user, password, path "
+            "and query write @ as %40, and in a password / as %2F, ? as %3F, # as %23"
+        )
     base, mark, query = uri.partition("?") if "://" in uri else _split_path(uri)
     values: dict[str, Any] = {}
     others = []
@@ -56,7 +63,7 @@ def redacted(uri: str) -> str:
         return uri
     authority, path, others = re.match(r"([^/?#]*)([^?#]*)(.*)", rest, re.S).groups()  # type: ignore[union-attr]
     if "@" in path + others:  # a password that holds / or ? or #: where it ends cannot be told
-        return f"{scheme}://***"
+        return f"{scheme}{_HIDDEN}"
     return f"{scheme}://{authority.rpartition('@')[2]}" + _SECRETS.sub(r"\1=***", path)
 
 

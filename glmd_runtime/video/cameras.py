@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Generator
+from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +36,10 @@ class NetworkCamera:
         self._url, self._timeout = url, timeout
         # A sound track would only make FFmpeg shift the pictures' times to fit it.
         rtsp = {"rtsp_transport": transport, "allowed_media_types": "video"}
-        self._options = {"fflags": "nobuffer", **(rtsp if url.startswith("rtsp") else {})}
+        self._options = {"fflags": "nobuffer", "analyzeduration": "500000", **(rtsp if url.startswith("rtsp") else {})}
         self._av = import_av()
+        # Some cameras break the rules in what is no picture, and would be refused for ever.
+        self._strict, self._seen = True, False  # until a connection gave nothing whole; whether one ever did
 
     def shots(self) -> Generator[Shot, None, None]:
         """Raises: SourceError when it cannot be reached, or is lost."""
@@ -48,7 +52,7 @@ class NetworkCamera:
         except self._av.error.ExitError:
             raise SourceError(f"nothing came for {self._timeout:g} s") from None
         except (self._av.error.FFmpegError, ValueError) as error:  # whose own text holds the URL, password included
-            raise SourceError(getattr(error, "strerror", None) or type(error).__name__) from None
+            raise SourceError(_reason(error)) from None
         finally:
             if container is not None:
                 container.close()
@@ -56,35 +60,51 @@ class NetworkCamera:
 
     def _read(self, container: av.container.InputContainer) -> Generator[Shot, None, None]:
         stream = container.streams.video[0]
+        self._prepare(stream)
+        damaged = whole = False  # whole: whether the pictures that the next one builds upon are there
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:  # the end
+                    return
+                for picture in self._decode(packet):
+                    damaged = damaged or picture is None
+                    whole = picture is not None and (whole or bool(picture.key_frame))
+                    self._seen = self._seen or whole
+                    yield Shot(to_array(picture), picture.time) if picture is not None and whole else Shot(None)
+        finally:
+            self._strict = self._strict and (self._seen or not damaged)
+
+    def _prepare(self, stream: av.video.stream.VideoStream) -> None:
         stream.thread_type = "SLICE"  # frame by frame would hold back as many frames as there are threads
         stream.codec_context.flags |= self._av.codec.context.Flags.low_delay
+        if self._strict:  # FFmpeg would fill what is missing with grey, black or the picture before, and not say so
+            stream.codec_context.options = {"err_detect": "explode"}
         self.fps = float(stream.average_rate or stream.guessed_rate or FPS)
-        whole = False  # whether the pictures that the next one builds upon are there
-        for packet in container.demux(stream):
-            if packet.dts is None and packet.size == 0:
-                return
-            try:
-                pictures = [] if packet.is_corrupt else packet.decode()
-            except self._av.error.InvalidDataError:
-                pictures, whole = [], False
-                yield Shot(None)
-                continue
-            if packet.is_corrupt:
-                whole = False
-                yield Shot(None)
-            for picture in pictures:
-                whole = (whole or bool(picture.key_frame)) and not picture.is_corrupt
-                yield Shot(to_array(picture), picture.time) if whole else Shot(None)
+
+    def _decode(self, packet: av.Packet[Any]) -> list[av.VideoFrame | None]:
+        """The pictures of a packet, None for one that is damaged."""
+        try:
+            pictures: Any = [None] if packet.is_corrupt else packet.decode()
+        except self._av.error.FFmpegError:
+            return [None]
+        return [None if picture is None or picture.is_corrupt else picture for picture in pictures]
+
+
+def _reason(error: Exception) -> str:
+    if getattr(error, "errno", None) == errno.EIO:  # FFmpeg's word for a name that nobody knows
+        return "Input/output error (is the host's name right?)"
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 class DeviceCamera:
     """`v4l2:///dev/video0`, through OpenCV. Never run on a real device by this project: tests use a fake.
 
+    A device that falls silent is lost after 10 s, which is OpenCV's own limit.
+
     Args:
         device: the path.
         format: "Y16" gives (H, W) uint16 counts, "GREY" (H, W) uint8; None leaves it to the camera and gives BGR.
         size_hw, fps: what the camera is asked for; it may give another.
-        timeout: seconds that a picture may take.
     """
 
     def __init__(
@@ -95,33 +115,37 @@ class DeviceCamera:
         format: str | None = None,
         size_hw: tuple[int, int] | None = None,
         fps: float | None = None,
-        timeout: float = TIMEOUT,
     ) -> None:
         self.name, self.fps = name, fps or FPS
         self._device, self._format = device, format
-        self._wishes: list[tuple[int, float]] = [(cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout * 1000)]
+        self._wishes: list[tuple[int, float]] = []
         if format is not None:
-            code = cv2.VideoWriter.fourcc(*format.ljust(4))
-            self._wishes += [(cv2.CAP_PROP_FOURCC, code), (cv2.CAP_PROP_CONVERT_RGB, 0)]
+            self._wishes += [(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*format.ljust(4)))]
         if size_hw is not None:
             self._wishes += [(cv2.CAP_PROP_FRAME_WIDTH, size_hw[1]), (cv2.CAP_PROP_FRAME_HEIGHT, size_hw[0])]
         if fps is not None:
             self._wishes += [(cv2.CAP_PROP_FPS, fps)]
+        if format is not None:  # last, for the others start the device anew
+            self._wishes += [(cv2.CAP_PROP_CONVERT_RGB, 0)]
 
     def shots(self) -> Generator[Shot, None, None]:
         """Raises: SourceError when it is not there, or is lost; UnsupportedError when it has no such format."""
+        if not Path(self._device).exists():  # OpenCV would print a warning at each attempt
+            raise SourceError(f"{self._device} is not there")
         device = cv2.VideoCapture(self._device, cv2.CAP_V4L2)
         try:
             if not device.isOpened():
-                raise SourceError(f"{self._device} is not there, busy, or not ours to open")
+                raise SourceError(f"{self._device} cannot be opened: is it busy, or not ours to open?")
             for wish in self._wishes:
                 device.set(*wish)
-            self.fps = device.get(cv2.CAP_PROP_FPS) or self.fps
+            rate = device.get(cv2.CAP_PROP_FPS)
+            self.fps = rate if rate > 0 else self.fps
             while True:
                 there, image = device.read()
                 if not there:
                     raise SourceError(f"{self._device} gives no more pictures")
-                yield Shot(self._checked(np.asarray(image)))
+                stamp = device.get(cv2.CAP_PROP_POS_MSEC) / 1000  # the driver's
+                yield Shot(self._checked(np.asarray(image)), stamp if stamp > 0 else None)
         finally:
             device.release()
 

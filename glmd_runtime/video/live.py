@@ -32,6 +32,7 @@ TIMEOUT = 5.0  # seconds without a usable frame, after which a camera is lost
 CORRUPT_IN_A_ROW = 50  # after so many, connecting again is sooner than waiting
 BACKOFF = 0.5, 30.0  # seconds before the second attempt, doubled with each, and at most
 CLOSE_WAIT = 0.5  # seconds that close() gives the thread; one that FFmpeg holds ends by itself, later
+TICK = 1e-6  # seconds that two frames are apart at least
 DRIFT = 1e-3  # seconds a second by which a camera's clock may go slower than ours
 
 
@@ -72,9 +73,13 @@ class Delay:
     """How long a frame was held up on its way: arrival minus stamp, above the least that was seen.
 
     The clocks of a camera and this machine drift apart; the least creeps upwards so as not to take that for a delay.
+
+    catching_up  whether the frames since the first came in less than half the time in which they were taken: a
+                 camera or a relay begins with what it stored, and how old that is cannot be told
     """
 
     def __init__(self) -> None:
+        self.catching_up = False
         self._least = self._stamp = self._arrived = 0.0
         self._known = False
 
@@ -82,6 +87,8 @@ class Delay:
         if stamp is None:
             return 0.0
         offset = arrived - stamp
+        pace = arrived - self._arrived, stamp - self._stamp
+        self.catching_up = not self._known or (self.catching_up and pace[0] < pace[1] / 2)
         if not self._known or stamp <= self._stamp:  # a camera that starts its clock anew starts here anew
             self._known, self._least = True, offset
         self._least = min(self._least + DRIFT * (arrived - self._arrived), offset)
@@ -126,11 +133,13 @@ class LiveSource(Source):
         self._changed = Condition()  # guards the frames that wait, the drops and the status
         self._closed = Event()
         self._error: BaseException | None = None
-        self._index, self._start = 0, 0.0
+        self._index = 0
+        self._start: float | None = None  # when the first frame was captured
+        self._time = 0.0
         self._shape: tuple[int, ...] | None = None
         self._attempt = 0
         self.status = Status("connecting", since=self._clock.now())
-        self.notify(on_status)
+        self._on_status = on_status
         self._thread = Thread(target=self._run, name=f"reader of {self.name}", daemon=True)
         self._thread.start()
 
@@ -162,7 +171,10 @@ class LiveSource(Source):
             self._changed.notify_all()
         if current_thread() is not self._thread:
             self._thread.join(CLOSE_WAIT)
-        self._say("ended", "closed")
+        self._end("closed")
+
+    def _end(self, detail: str) -> None:
+        self._say("ended", "closed" if self._closed.is_set() else detail)
 
     # What the thread does
 
@@ -171,12 +183,12 @@ class LiveSource(Source):
             while (reason := self._connection()) is not None and not self._closed.is_set():
                 first, most = BACKOFF
                 # The jitter keeps many cameras behind one switch from coming back all at once.
-                pause = min(most, first * 2 ** min(self._attempt - 1, 20)) * random.uniform(0.5, 1)
+                pause = min(most, first * 2 ** min(max(self._attempt - 1, 0), 20)) * random.uniform(0.5, 1)
                 self._say("lost", f"{reason}; again in {pause:.1f} s")
                 self._clock.sleep(pause, self._closed)
         except BaseException as error:  # whoever iterates must hear of it, whatever it is
             self._error = error
-        self._say("ended", "closed" if self._closed.is_set() else str(self._error or "the camera has no more"))
+        self._end(str(self._error or "the camera has no more"))
 
     def _connection(self) -> str | None:
         """Read the camera as long as it gives frames -> why it is lost, None when it has no more."""
@@ -194,7 +206,7 @@ class LiveSource(Source):
                         usable = self._clock.now()
                         self._attempt = 0 if usable - began > self._timeout else self._attempt
                     elif corrupt >= CORRUPT_IN_A_ROW or self._clock.now() - usable > self._timeout:
-                        return "it sends, but nothing that can be decoded" if corrupt else "its frames come too late"
+                        return "what it sends cannot be decoded" if corrupt else "no fresh frame came for too long"
             return None
         except SourceError as error:
             return str(error)
@@ -206,10 +218,12 @@ class LiveSource(Source):
             return self._drop("corrupt")
         now = self._clock.now()
         captured = now - delay(now, shot.stamp)
-        self._start = self._start if index and self._shape else captured
-        frame = Frame(shot.image, index, captured - self._start, shot.truth, captured, self._radiometry)
-        if self._is_stale(frame):
+        self._start = captured if self._start is None else self._start
+        time = max(captured - self._start, self._time)  # the estimate of a delay may change, but time goes on
+        frame = Frame(shot.image, index, time, shot.truth, captured, self._radiometry)
+        if self._is_stale(frame) or (delay.catching_up and self._policy == "freshest"):
             return self._drop("stale")
+        self._time = time + TICK
         self._check_picture(frame.image)
         self._put(frame)
         return True
@@ -245,13 +259,13 @@ class LiveSource(Source):
             self._changed.notify_all()
 
     def _say(self, state: Literal["connecting", "running", "lost", "ended"], detail: str) -> None:
-        """A new status, unless it is over. Its listener is called without a lock, for it may want to close."""
+        """A new status, unless it is over."""
         with self._changed:
             if self.status.state == "ended" or (self._closed.is_set() and state != "ended"):
                 return
-            self.status = Status(state, detail, self._clock.now(), self._attempt)
+            self.status = status = Status(state, detail, self._clock.now(), self._attempt)
             self._changed.notify_all()
-        self.notify(self._on_status)
+        self._tell(status)
 
 
 def check_live(policy: str, staleness: float) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -48,8 +48,9 @@ class Note:
     @classmethod
     def of(cls, line: str) -> Note:
         values = json.loads(line)
-        pair = values["radiometry"]
-        return cls(values["index"], values["time"], values["wall"], Radiometry(*pair) if pair else None)
+        gain, offset = values["radiometry"] or (0, 0)
+        radiometry = Radiometry(float(gain), float(offset)) if values["radiometry"] else None
+        return cls(int(values["index"]), float(values["time"]), float(values["wall"]), radiometry)
 
 
 def read_notes(path: Path) -> list[Note]:
@@ -85,9 +86,7 @@ class Recorder:
 
     def write(self, frame: Frame) -> None:
         """Append one frame. Raises: FrameError for an array that is none; UsageError when it cannot be written."""
-        kind = (frame.image.shape, str(frame.image.dtype))
-        if (frame.image.ndim, kind[1]) not in _PIX_FMTS:
-            raise FrameError(f"A frame must be (H, W) uint8 or uint16, or (H, W, 3) uint8; got {kind[0]} {kind[1]}.")
+        kind = _kind(frame)
         try:
             if self._part is None or self._part.kind != kind:
                 self.close()
@@ -95,9 +94,14 @@ class Recorder:
                 self._part = _Part(self.paths[-1], self.fps, kind)
             self._part.write(frame)
         except OSError as error:  # PyAV's errors are OSErrors too
-            raise UsageError(
-                f"A recording must be writable; {self.path}: {error.strerror}. Choose another path, or make room."
-            ) from error
+            with suppress(UsageError):  # for the same reason
+                self.close()
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"A recording must be writable; {self.path}: {error.strerror}. Choose another path, or make room."
+        )
 
     def _free_path(self) -> Path:
         path, number = self.path, 1
@@ -108,16 +112,30 @@ class Recorder:
         return path
 
     def close(self) -> None:
-        """Complete the file; calling it again does nothing."""
+        """Complete the file; calling it again does nothing. Raises: UsageError when that cannot be written."""
         part, self._part = self._part, None
-        if part is not None:
-            part.close()
+        try:
+            if part is not None:
+                part.close()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _kind(frame: Frame) -> tuple[tuple[int, ...], str]:
+    """Shape and type of a frame that FFV1 can keep."""
+    shape, dtype = frame.image.shape, str(frame.image.dtype)
+    # FFV1 cannot hold pictures that are one pixel wide.
+    if (len(shape), dtype) not in _PIX_FMTS or shape[2:] not in ((), (3,)) or shape[0] < 1 or shape[1] < 2:
+        raise FrameError(
+            f"A recorded frame must be (H, W) uint8 or uint16, or (H, W, 3) uint8, W of 2 or more; got {shape} {dtype}."
+        )
+    return shape, dtype
 
 
 class _Part:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from threading import Lock
 
+from glmd_runtime.errors import GlmdError
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.status import Status
 
@@ -43,32 +44,43 @@ class Source:
         self._reading = Lock()  # a decoder must not be closed under a thread that decodes
 
     def __iter__(self) -> Iterator[Frame]:
-        while (frame := self._next()) is not None:
-            yield frame
-        self.close()
+        try:
+            while (frame := self._next()) is not None:
+                yield frame
+        except GlmdError as error:
+            self._end(str(error))
+            raise
+        self._end("no more frames")
 
     def _next(self) -> Frame | None:
         with self._reading:
             return None if self.status.state == "ended" else next(self._stream, None)
 
-    def notify(self, on_status: OnStatus | None) -> None:
+    def listen(self, on_status: OnStatus) -> None:
         """Call `on_status` with the present status, and with every one to come."""
         self._on_status = on_status
-        if on_status:
-            _call(on_status, self.status)
+        self._tell(self.status)
 
     def close(self) -> None:
         """No more frames; calling it again does nothing."""
+        self._end("closed")
+
+    def _end(self, detail: str) -> None:
         with self._reading:
             if self.status.state == "ended":
                 return
-            self._become(Status("ended"))
+            self.status = Status("ended", detail)
             self._release()
+        self._tell(self.status)
 
-    def _become(self, status: Status) -> None:
-        self.status = status
-        if self._on_status:
-            _call(self._on_status, status)
+    def _tell(self, status: Status) -> None:
+        """A listener's own mistake must not end the stream. No lock is held, for a listener may want to close."""
+        if self._on_status is None:
+            return
+        try:
+            self._on_status(status)
+        except Exception:
+            _log.exception("on_status failed for %s", status)
 
     def __enter__(self) -> Source:
         return self
@@ -76,10 +88,3 @@ class Source:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-
-def _call(on_status: OnStatus, status: Status) -> None:
-    """A listener's own mistake must not end the stream."""
-    try:
-        on_status(status)
-    except Exception:
-        _log.exception("on_status failed for %s", status)

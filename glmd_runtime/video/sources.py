@@ -31,7 +31,7 @@ def open_source(
     """
     uri = str(uri)
     check_live(policy, staleness)
-    scheme = uri.partition("://")[0] if "://" in uri else ""
+    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
     if scheme == "sim":
         spec = parse_sim_uri(uri)
         if spec.live:
@@ -39,7 +39,7 @@ def open_source(
         return _told(_simulation(uri, spec), on_status)
     if scheme in _CAMERAS:
         keys, make = _CAMERAS[scheme]
-        address = parse_address(uri, ("celsius", "timeout", *keys))
+        address = parse_address(uri, ("celsius", *keys))
         radiometry = address.values.pop("celsius", None)
         timeout = {key: address.values[key] for key in ("timeout",) if key in address.values}
         camera = make(address.location, address.name, **address.values)
@@ -52,7 +52,8 @@ def open_source(
 
 
 def _told(source: Source, on_status: OnStatus | None) -> Source:
-    source.notify(on_status)
+    if on_status:
+        source.listen(on_status)
     return source
 
 
@@ -63,13 +64,12 @@ def _simulation(uri: str, spec: SceneSpec) -> Source:
 def _network(location: str, name: str, **values: object) -> Camera:
     try:
         parts = urlsplit(location)
-        whole = bool(parts.hostname) if parts.scheme == "rtsp" else bool(parts.port)
+        whole = bool(parts.hostname if parts.scheme == "rtsp" and parts.port != 0 else parts.port)
     except ValueError:  # a port that is no number
         whole = False
     if not whole:
         raise UsageError(
-            f"expected rtsp://user:password@host/path or udp://@:5000; got {name}; correct it (in a password, write "
-            "@ as %40, / as %2F, ? as %3F, # as %23)"
+            f"expected rtsp://user:password@host:554/path or udp://@:5000; got {name}; correct it"
         )
     return NetworkCamera(location, name, **values)  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ def _device(location: str, name: str, **values: object) -> Camera:
 
 
 _CAMERAS: dict[str, tuple[tuple[str, ...], Callable[..., Camera]]] = {
-    "rtsp": (("transport",), _network),
-    "udp": ((), _network),
+    "rtsp": (("timeout", "transport"), _network),
+    "udp": (("timeout",), _network),
     "v4l2": (("format", "size", "fps"), _device),
 }

@@ -14,7 +14,7 @@ import gi
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer
+from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 (the versions come first)
 
 PIPELINE = (
     "( videotestsrc is-live=true pattern=ball background-color=0xff808080 foreground-color=0xffffffff "
