@@ -212,7 +212,8 @@ def _split(frames: Sequence[Regions]) -> tuple[Floats, Floats]:
 
 
 def _calibrate(pairs: Sequence[tuple[Regions, tuple[Floats, float]]]) -> tuple[float, float]:
-    """Slope and offset that make margins logits: both kinds' are taken for normals of one deviation, equally likely."""
+    """Slope and offset that make margins logits: both kinds' are taken for normals of one deviation, each as
+    frequent as in these frames."""
     margins = [one.features @ w + b for one, (w, b) in pairs]
     overlaps = np.concatenate([one.overlaps for one, _ in pairs])
     joined = np.concatenate(margins)
@@ -221,7 +222,7 @@ def _calibrate(pairs: Sequence[tuple[Regions, tuple[Floats, float]]]) -> tuple[f
         return 1.0, 0.0
     variance = max((float(a.var()) + float(b.var())) / 2, _TINY)
     slope = max(float(a.mean() - b.mean()), _TINY) / variance
-    return slope, -slope * float(a.mean() + b.mean()) / 2
+    return slope, float(np.log(len(a) / len(b))) - slope * float(a.mean() + b.mean()) / 2
 
 
 def best_threshold(frames: Sequence[tuple[Regions, Floats]], nms_iou: float) -> float:
