@@ -35,7 +35,7 @@ from glmd_runtime.errors import UsageError
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, preprocess
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
-from glmd_train.data.coco import Record, load_coco
+from glmd_train.data.coco import Record, load_coco_files
 from glmd_train.evaluate import EVAL_SCORE
 from glmd_train.intervals import run_interval
 
@@ -107,15 +107,12 @@ def proposal_recall(pictures: Sequence[Seen]) -> dict[str, float]:
 
 
 def run(network: Network, splits: dict[str, Path], shots: int, pictures: Sequence[Seen]) -> dict[str, Any]:
-    learned, seconds = [], 0.0
-    for folder, names in ((splits[key], names) for key, names in NOVEL.items()):
-        for name in names:
-            records = load_coco(folder / f"full_box_{shots}shot_{name}_trainval.json", CLASSES)
-            support = [network.see(record) for record in records]
-            began = time.process_time()
-            if (one := enrolled(name, support, network.checkpoint.postprocess.nms_iou)) is not None:
-                learned.append(one)
-            seconds += time.process_time() - began
+    folders = [(splits[key], name) for key, names in NOVEL.items() for name in names]
+    files = [folder / f"full_box_{shots}shot_{name}_trainval.json" for folder, name in folders]
+    support = [network.see(record) for record in load_coco_files(files, CLASSES)]
+    began, nms_iou = time.process_time(), network.checkpoint.postprocess.nms_iou
+    learned = [one for name in CLASSES if (one := enrolled(name, support, nms_iou)) is not None]
+    seconds = time.process_time() - began
     enrolment = reduce(Enrolment.and_one, learned)
     rows = {label: ap50(network.checkpoint, enrolment, pictures, label) for label in ("alone", "with known")}
     missing = [name for name in CLASSES if name not in enrolment.spec.class_names]
@@ -127,7 +124,7 @@ def run(network: Network, splits: dict[str, Path], shots: int, pictures: Sequenc
 
 
 def enrolled(name: str, support: Sequence[Seen], nms_iou: float) -> Enrolment | None:
-    """None where no region overlaps a box."""
+    """None where no region overlaps a box. The other classes' pictures are frames without it."""
     class_id = CLASSES.index(name)
     found = [
         regions(raw, geometry.to_image(record.boxes[record.labels == class_id])) for record, raw, geometry in support

@@ -142,7 +142,7 @@ def extend_scores(
     k = known.shape[1]
     for r in range(len(known)):
         for e in range(enrolled.shape[1]):
-            if enrolled[r, e] < enrolled[r].max():
+            if e != list(enrolled[r]).index(enrolled[r].max()):
                 new_enrolled[r, e] = 0
     only = new_enrolled.copy()
     for r in range(len(known)):

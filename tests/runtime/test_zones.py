@@ -33,7 +33,7 @@ def at(middles: list[tuple[float, float]], class_ids: list[int], track_ids: list
 
 
 def test_objects_that_cross_are_counted_once_by_class() -> None:
-    line = Line((50, 0), (50, 100))  # upwards in the array's sense: from its top to its bottom
+    line = Line((50, 0), (50, 100))  # from the top of the picture to its bottom
     for i in range(12):
         rows = at([(10 + 8 * i, 30), (90 - 8 * i, 60), (20, 90)], [0, 1, 0], [7, 8, 9])
         crossed_in, crossed_out = line.update(rows)
