@@ -24,10 +24,13 @@ from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
 
 Floats = NDArray[np.floating[Any]]
 
-EXAMPLE_IOU, OTHER_IOU = 0.6, 0.3  # a region is an example from here on, and a counter-example below
+# A region is an example if it overlaps a box by the first, or is a box's best and overlaps it by the second; one that
+# overlaps every box by less than the second is a counter-example.
+EXAMPLE_IOU, OTHER_IOU = 0.6, 0.3
 HIT_IOU = 0.5  # a box of a left-out frame is found when a detection overlaps it by this much
 SHRINKAGE = 0.6  # of the covariance towards a multiple of the identity: examples are fewer than dimensions
 ONE_FRAME_THRESHOLD = 0.5  # of a class with examples in one frame only, of which nothing can be left out
+MOST_DEVIATIONS = 4.0  # between both kinds' margins that a few frames can be believed; more would make scores 0 and 1
 _LEAST_THRESHOLD = 0.05
 _TINY = 1e-12
 
@@ -43,9 +46,16 @@ class Regions(NamedTuple):
     wanted: Floats
 
     @property
-    def overlaps(self) -> Floats:
-        """(R,) with the wanted box that each overlaps most."""
-        return np.asarray(iou(self.boxes, self.wanted).max(axis=1, initial=0.0))
+    def examples(self) -> NDArray[np.bool_]:
+        """(R,)"""
+        overlaps = iou(self.boxes, self.wanted)  # (R, n)
+        best = (overlaps == overlaps.max(axis=0, initial=OTHER_IOU)) & (overlaps > 0)  # of each box
+        return np.asarray((best | (overlaps >= EXAMPLE_IOU)).any(axis=1))
+
+    @property
+    def others(self) -> NDArray[np.bool_]:
+        """(R,) what lies beside every box; between both, regions are neither."""
+        return np.asarray(iou(self.boxes, self.wanted).max(axis=1, initial=0.0) < OTHER_IOU)
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Enrolment:
         """
         known, thresholds = raw.scores, np.asarray(spec.score_thresholds, np.float32)
         enrolled = self.scores(raw)  # (R, E)
-        enrolled *= enrolled == enrolled.max(axis=1, keepdims=True)  # of several enrolled classes the surest
+        enrolled *= np.arange(enrolled.shape[1]) == enrolled.argmax(axis=1)[:, None]  # of several the surest
         boxes = likely_boxes(raw)
         rivals = (iou(boxes, boxes) > spec.nms_iou) & raw.valid  # (R, R): column claims, row is disputed
         rivals |= np.eye(len(boxes), dtype=bool)
@@ -176,16 +186,16 @@ def learn(name: str, frames: Sequence[Regions], nms_iou: float) -> Enrolment:
 def _check(frames: Sequence[Regions]) -> None:
     if not _examples(frames):
         raise UsageError(
-            f"The network proposes no region that overlaps a box by IoU {EXAMPLE_IOU:g}, so that nothing can be learned"
+            f"The network proposes no region that overlaps a box by IoU {OTHER_IOU:g}, so that nothing can be learned"
             " from these. Give frames in which the object is larger or clearer, draw the boxes tightly, export with "
             "more --proposals, or teach it with glmd-train teach."
         )
-    if not any((one.overlaps < OTHER_IOU).any() for one in frames):
+    if not any(one.others.any() for one in frames):
         raise UsageError("Every region of these frames lies on a box. Give frames with something else around it.")
 
 
 def _examples(frames: Sequence[Regions]) -> bool:
-    return any((one.overlaps >= EXAMPLE_IOU).any() for one in frames)
+    return any(one.examples.any() for one in frames)
 
 
 def _without_one(frames: Sequence[Regions]) -> list[list[Regions]]:
@@ -206,22 +216,22 @@ def _fit(frames: Sequence[Regions]) -> tuple[Floats, float]:
 
 def _split(frames: Sequence[Regions]) -> tuple[Floats, Floats]:
     """Features of examples and of counter-examples; what overlaps a box a little is neither."""
-    pairs = [(one.features, one.overlaps) for one in frames]
-    examples = np.concatenate([features[overlaps >= EXAMPLE_IOU] for features, overlaps in pairs])
-    return examples, np.concatenate([features[overlaps < OTHER_IOU] for features, overlaps in pairs])
+    examples = np.concatenate([one.features[one.examples] for one in frames])
+    return examples, np.concatenate([one.features[one.others] for one in frames])
 
 
 def _calibrate(pairs: Sequence[tuple[Regions, tuple[Floats, float]]]) -> tuple[float, float]:
-    """Slope and offset that make margins logits: both kinds' are taken for normals of one deviation, equally likely."""
-    margins = [one.features @ w + b for one, (w, b) in pairs]
-    overlaps = np.concatenate([one.overlaps for one, _ in pairs])
-    joined = np.concatenate(margins)
-    a, b = joined[overlaps >= EXAMPLE_IOU], joined[overlaps < OTHER_IOU]
+    """Slope and offset that make margins logits: both kinds' are taken for normals of one deviation, each as
+    frequent as in these frames."""
+    margins = [(one, one.features @ weights + bias) for one, (weights, bias) in pairs]
+    a = np.concatenate([values[one.examples] for one, values in margins])
+    b = np.concatenate([values[one.others] for one, values in margins])
     if not (len(a) and len(b)):
         return 1.0, 0.0
-    variance = max((float(a.var()) + float(b.var())) / 2, _TINY)
-    slope = max(float(a.mean() - b.mean()), _TINY) / variance
-    return slope, -slope * float(a.mean() + b.mean()) / 2
+    apart = max(float(a.mean() - b.mean()), _TINY)
+    deviation = max(np.sqrt((a.var() + b.var()) / 2), apart / MOST_DEVIATIONS)
+    slope = apart / float(deviation) ** 2
+    return slope, float(np.log(len(a) / len(b))) - slope * float(a.mean() + b.mean()) / 2
 
 
 def best_threshold(frames: Sequence[tuple[Regions, Floats]], nms_iou: float) -> float:
@@ -232,13 +242,13 @@ def best_threshold(frames: Sequence[tuple[Regions, Floats]], nms_iou: float) -> 
     rows = [row for one, scores in frames for row in _hits(one, scores, nms_iou)]
     order = sorted(rows, reverse=True)
     objects = sum(len(one.wanted) for one, _ in frames)
-    hits = np.cumsum([hit for _, hit in order])
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + objects)
+    scores, hits = np.array([score for score, _ in order]), np.cumsum([hit for _, hit in order])
     if not len(order) or not hits[-1]:
         return ONE_FRAME_THRESHOLD
+    below = np.append(scores[1:], 0.0)
+    f1 = np.where(scores > below, 2 * hits / (np.arange(1, len(order) + 1) + objects), -1)  # between equals is no cut
     best = int(f1.argmax())
-    below = order[best + 1][0] if best + 1 < len(order) else 0.0
-    return max(_LEAST_THRESHOLD, round((order[best][0] + below) / 2, 4))
+    return max(_LEAST_THRESHOLD, float(scores[best] + below[best]) / 2)
 
 
 def _hits(one: Regions, scores: Floats, nms_iou: float) -> list[tuple[float, bool]]:

@@ -117,3 +117,51 @@ def merge_tiles(
         if all(iou(np.array(box), np.array(other)) <= threshold for other in rivals):
             kept.append((score, k, box, t))
     return [row[:3] for row in kept]
+
+
+# Tracking and enrolment
+
+
+def votes(
+    history: list[tuple[float, int, int, float]], track: int, now: float, half_life: float, classes: int
+) -> list[float]:
+    """Rows (time, track, class_id, score) -> the weight of each class for a track."""
+    total = [0.0] * classes
+    for time, of, class_id, score in history:
+        if of == track:
+            total[class_id] += score * 0.5 ** ((now - time) / half_life)
+    return total
+
+
+def extend_scores(
+    known: np.ndarray, enrolled: np.ndarray, boxes: np.ndarray, valid: np.ndarray, thresholds: tuple[float, ...],
+    nms_iou: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(R, K), (R, E), (R, 4), (R,) -> the same scores, without those of the side that another region's beats."""
+    new_known, new_enrolled = known.copy(), enrolled.copy()
+    k = known.shape[1]
+    for r in range(len(known)):
+        for e in range(enrolled.shape[1]):
+            if e != list(enrolled[r]).index(enrolled[r].max()):
+                new_enrolled[r, e] = 0
+    only = new_enrolled.copy()
+    for r in range(len(known)):
+        for s in range(len(known)):
+            if s != r and not (valid[s] and iou(boxes[r], boxes[s]) > nms_iou):
+                continue
+            for c in range(k):
+                if known[s, c] > np.float32(thresholds[c]):
+                    new_enrolled[r, only[r] <= known[s, c]] = 0
+            for e in range(enrolled.shape[1]):
+                if only[s, e] > np.float32(thresholds[k + e]):
+                    new_known[r, known[r] < only[s, e]] = 0
+    return new_known, new_enrolled
+
+
+def best_f1_threshold_scores(rows: list[tuple[float, bool]], objects: int) -> float:
+    """The best F1 that keeping detections from some score on can have, of (score, hit) rows."""
+    best = 0.0
+    for cut, _ in rows:
+        kept = [hit for score, hit in rows if score >= cut]
+        best = max(best, 2 * sum(kept) / (len(kept) + objects))
+    return best
