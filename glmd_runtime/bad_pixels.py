@@ -20,8 +20,8 @@ RADIUS = 2  # pixels; how far a fill looks for good neighbours
 def find_bad_pixels(frames: Sequence[NDArray[np.uint16]]) -> NDArray[np.bool_]:
     """Pixels that stand out from all their neighbours in nearly every frame, to the same side.
 
-    A small hot object is not taken for one, as the lens spreads it over its neighbours, and as it moves; frames are best
-    taken while the camera moves, or some seconds apart. Two bad pixels side by side are not found.
+    A small hot object is not taken for one, as the lens spreads it over its neighbours, and as it moves; frames are
+    best taken while the camera moves, or some seconds apart. Two bad pixels side by side are not found.
 
     Args: frames, MIN_FRAMES or more of one camera, (H, W) uint16.
     Returns: (H, W) bool.
@@ -38,7 +38,7 @@ def find_bad_pixels(frames: Sequence[NDArray[np.uint16]]) -> NDArray[np.bool_]:
 
 
 def _outlying(frame: NDArray[np.uint16]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Where a pixel is far above, and far below, all of its eight neighbours and they are as usual; (H, W) bool each."""
+    """Where a pixel is far above, and far below, its eight neighbours and they are as usual; (H, W) bool each."""
     values = frame.astype(np.float32)
     ring = np.ones((3, 3), np.uint8)
     ring[1, 1] = 0

@@ -81,7 +81,7 @@ def _cells(frame: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def _step(frame: NDArray[np.uint16]) -> int:
     """Every so manyth row and column is enough for the cells."""
-    return max(1, max(frame.shape) // (SIDE * CELL))
+    return max(1, int(max(frame.shape)) // (SIDE * CELL))
 
 
 def _noise(frame: NDArray[np.uint16]) -> float:
