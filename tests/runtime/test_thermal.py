@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glmd_runtime import agc
 from glmd_runtime.errors import FrameError
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import MODES, Intensity, Mode, Radiometry
@@ -155,11 +156,14 @@ def test_the_smallest_frames(mode: Mode, values: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_frames_of_others_memory(mode: Mode) -> None:
-    """Every second column of an array that may not be written to."""
-    frame = np.random.default_rng(0).integers(7000, 7400, (32, 80), dtype=np.uint16)
+@pytest.mark.parametrize("opencv_5", [agc.LUT_TAKES_16_BITS, False])
+def test_frames_of_others_memory(mode: Mode, opencv_5: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second column of an array that may not be written to, with either way to apply a curve."""
+    frame = np.random.default_rng(0).integers(0, 65536, (32, 80), dtype=np.uint16)
     frame.flags.writeable = False
-    np.testing.assert_array_equal(Intensity(mode)(frame[:, ::2]), Intensity(mode)(frame[:, ::2].copy()))
+    expected = Intensity(mode)(frame[:, ::2].copy())
+    monkeypatch.setattr(agc, "LUT_TAKES_16_BITS", opencv_5)
+    np.testing.assert_array_equal(Intensity(mode)(frame[:, ::2]), expected)
 
 
 def test_old_models_are_stored_and_read_as_before() -> None:
