@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from glmd_runtime.errors import FrameError
 
 OUTLYING = 8.0  # standard deviations of the sensor's noise from its neighbours
+SPREAD = 0.25  # of what a point of light has more than the picture around, a lens gives its neighbours more than this
 ALWAYS = 0.9  # part of the frames in which a bad pixel is outlying
 MIN_FRAMES = 8
 RADIUS = 2  # pixels; how far a fill looks for good neighbours
@@ -19,8 +20,8 @@ RADIUS = 2  # pixels; how far a fill looks for good neighbours
 def find_bad_pixels(frames: Sequence[NDArray[np.uint16]]) -> NDArray[np.bool_]:
     """Pixels that stand out from all their neighbours in nearly every frame, to the same side.
 
-    A small hot object is not taken for one where it moves, or where the lens spreads it over a neighbour; frames should
-    be taken while the camera moves, or some seconds apart.
+    A small hot object is not taken for one, as the lens spreads it over its neighbours, and as it moves; frames are
+    best taken while the camera moves, or some seconds apart. Two bad pixels side by side are not found.
 
     Args: frames, MIN_FRAMES or more of one camera, (H, W) uint16.
     Returns: (H, W) bool.
@@ -37,7 +38,7 @@ def find_bad_pixels(frames: Sequence[NDArray[np.uint16]]) -> NDArray[np.bool_]:
 
 
 def _outlying(frame: NDArray[np.uint16]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Where a pixel is far above the largest, and far below the smallest, of its eight neighbours; (H, W) bool each."""
+    """Where a pixel is far above, and far below, its eight neighbours and they are as usual; (H, W) bool each."""
     values = frame.astype(np.float32)
     ring = np.ones((3, 3), np.uint8)
     ring[1, 1] = 0
@@ -45,7 +46,11 @@ def _outlying(frame: NDArray[np.uint16]) -> tuple[NDArray[np.bool_], NDArray[np.
     # Neighbours differ by the noise of two pixels, and a MAD is 0.6745 deviations; counts are whole, so at least 1.
     step = np.abs(np.diff(values[:, ::2], axis=1)) if values.shape[1] > 2 else np.ones(1, np.float32)
     noise = max(1.0, float(np.median(step)) / 0.6745 / 2**0.5)
-    return values > largest + OUTLYING * noise, values < smallest - OUTLYING * noise
+    usual = cv2.medianBlur(values, 5)
+    return (
+        (values - largest > OUTLYING * noise) & (largest - usual < SPREAD * (values - usual)),
+        (smallest - values > OUTLYING * noise) & (usual - smallest < SPREAD * (usual - values)),
+    )
 
 
 class BadPixels:

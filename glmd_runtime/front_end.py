@@ -99,8 +99,7 @@ class FrontEnd:
     def _picture(self, counts: NDArray[np.uint16], jump: int, time: float) -> NDArray[np.uint8]:
         curve = self._intensity.curve(counts)
         if self._damped:
-            self._damped.shift(jump)
-            curve = self._damped(curve, time)
+            curve = self._damped(counts, curve, time, jump)
         return self._intensity.render(counts, curve)
 
     def finish(self, prepared: Prepared, found: Detections | None) -> tuple[Frame, Detections]:

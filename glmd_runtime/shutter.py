@@ -17,10 +17,12 @@ from glmd_runtime.video.frame import Held
 _log = logging.getLogger(__name__)
 
 LONGEST = 2.0  # seconds; a shutter opens again before, so what lasts longer is the scene or a fault
-UNIFORM = 0.25  # of the scene's spread; what is less is a shutter
+UNIFORM = 0.25  # of the scene's spread; a shutter has less ...
+NOISES = 3.0  # ... and less than so many standard deviations of the sensor's noise
 JUMP = 0.25  # of the scene's spread; a smaller change of all counts is none
-LIKE = 0.2  # of the jump; how much the rest of the picture may differ for it to be the same scene
+LIKE, MOST = 0.2, 0.9  # by how much of the jump the rest of the picture may differ, in how much of it, to be the same
 SIDE = 32  # cells, the longer side of a frame's thumbnail
+CELL = 5  # pixels of which a cell is the mean, each way
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ShutterWatch:
     def _why(self, frame: NDArray[np.uint16], cells: NDArray[np.float32]) -> Held | None:
         if np.array_equal(cells, self._cells) and np.array_equal(frame, self._frame):
             return "frozen"
-        return "uniform" if cells.std() < UNIFORM * self._cells.std() else None
+        return "uniform" if cells.std() < min(UNIFORM * self._cells.std(), NOISES * _noise(frame)) else None
 
     def _may_be_a_shutter(self, held: Held, time: float) -> bool:
         if self._since is None or time < self._since:
@@ -69,15 +71,29 @@ class ShutterWatch:
 
 
 def _cells(frame: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Means of blocks of the frame, in which the sensor's noise is averaged out; at most SIDE x SIDE."""
-    h, w = frame.shape
-    scale = min(1.0, SIDE / max(h, w))
-    size = max(1, round(w * scale)), max(1, round(h * scale))
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    """Means of CELL x CELL pixels of each block of the frame, without most of the noise; SIDE x SIDE or less."""
+    step = _step(frame)
+    part = np.ascontiguousarray(frame[::step, ::step])
+    scale = min(1.0, SIDE / max(part.shape))
+    w, h = (max(1, round(edge * scale)) for edge in part.shape[::-1])
+    return cv2.resize(part, (w, h), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _step(frame: NDArray[np.uint16]) -> int:
+    """Every so manyth row and column is enough for the cells."""
+    return max(1, int(max(frame.shape)) // (SIDE * CELL))
+
+
+def _noise(frame: NDArray[np.uint16]) -> float:
+    """Standard deviation of a pixel, of the differences of neighbours (a MAD is 0.6745 deviations); 1 count or more."""
+    step = _step(frame)
+    right = frame[::step, 1::step].astype(np.float32)
+    left = frame[::step, ::step][:, : right.shape[1]]
+    return max(1.0, float(np.median(np.abs(right - left))) / 0.6745 / 2**0.5) if right.size else 1.0
 
 
 def _jump(before: NDArray[np.float32], after: NDArray[np.float32]) -> int:
     change = after - before
     jump = float(np.median(change))
-    rest = float(np.median(np.abs(change - jump)))
+    rest = float(np.quantile(np.abs(change - jump), MOST))
     return round(jump) if abs(jump) > JUMP * float(before.std()) and rest < LIKE * abs(jump) else 0

@@ -111,19 +111,19 @@ class Stream:
 
     @property
     def rate(self) -> float:
-        """Results a second, over the last seconds."""
+        """Results a second, over the last seconds; it falls while there are none."""
         recent = self._lately()
-        return (len(recent) - 1) / (recent[-1][0] - recent[0][0]) if len(recent) > 1 else 0.0
+        return (len(recent) - 1) / (monotonic() - recent[0][0]) if len(recent) > 1 else 0.0
 
     @property
     def latency(self) -> float | None:
-        """Median seconds from capture to result, over the last seconds; None when there was no result."""
+        """Median seconds from capture to result, over the last seconds; None when there was no result yet."""
         recent = self._lately()
         return median(latency for _, latency in recent) if recent else None
 
     def _lately(self) -> list[tuple[float, float]]:
         with self._changed:
-            while self._recent and self._recent[0][0] < monotonic() - WINDOW:
+            while len(self._recent) > 2 and self._recent[0][0] < monotonic() - WINDOW:
                 self._recent.popleft()
             return list(self._recent)
 

@@ -31,6 +31,7 @@ from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
 from glmd_runtime.streams import FrameTracker, Result, Stream
+from glmd_runtime.video.recording import Recorder
 from glmd_runtime.video.simulator import parse_sim_uri
 from glmd_runtime.video.source import Source
 from glmd_runtime.video.status import Status
@@ -146,11 +147,7 @@ class Outputs:
         with ExitStack() as stack:
             self._lines = stack.enter_context(JsonlSink(path)) if (path := self._given.get("json")) else None
             self._video = stack.enter_context(Mp4Sink(path, fps)) if (path := self._given.get("save")) else None
-            self._recorder: Any = None
-            if path := self._given.get("record"):
-                from glmd_runtime.video.recording import Recorder
-
-                self._recorder = stack.enter_context(Recorder(path, fps))
+            self._recorder = stack.enter_context(Recorder(path, fps)) if (path := self._given.get("record")) else None
             self._stack = stack.pop_all()
         return self
 
@@ -182,7 +179,9 @@ class Outputs:
             text += f", dropped {', '.join(f'{count} {cause}' for cause, count in drops.items())}"
         info = detector.info()
         text += f" ({info['backend']}, {info['precision']}, {info['device']})"
-        return f"{text} -> {', '.join(map(str, self._given.values()))}" if self._given else text
+        written = [path for name, path in self._given.items() if name != "record"]
+        written += self._recorder.paths if self._recorder else []  # a recording replaces nothing, and may have parts
+        return f"{text} -> {', '.join(map(str, written))}" if written else text
 
 
 def numbered(path: Path, number: int | None) -> Path:

@@ -191,8 +191,9 @@ function tell() {
   by("engine").textContent = `${model.backend} · ${model.precision} · ${model.device}`;
   document.title = `${stream.name} · ${model.name}`;
   tellSources(streams);
-  by("rate").textContent = stream.rate ? stream.rate.toFixed(1) : "–";
-  by("latency").textContent = stream.latency === null ? "–" : Math.round(stream.latency);
+  const runs = stream.state === "running" && stream.latency !== null;
+  by("rate").textContent = runs ? stream.rate.toFixed(1) : "–";
+  by("latency").textContent = runs ? Math.round(stream.latency) : "–";
   const drops = Object.entries(stream.drops);
   by("dropped").textContent = drops.reduce((sum, [, count]) => sum + count, 0);
   by("causes").textContent = drops.map(([cause, count]) => `${count} ${cause}`).join(" · ");
