@@ -3,8 +3,8 @@
     pip install 'ray[data]>=2.40'
     python examples/archive_ray.py --engine models/thermal_lite0.glmd --out found/ --workers 2 clips/*.mp4
 
-Each worker is an actor that loads the bundle once and then gets clip after clip; on a cluster, engine and clips must lie
-where every node finds them. The result is one row a frame, in JSON lines: {"clip", "frame", "time", "detections"}.
+Each worker is an actor that loads the bundle once and then gets clip after clip; on a cluster, engine and clips must
+lie where every node finds them. The result is one JSON line a frame: {"clip", "frame", "time", "detections"}.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ let shown = null;           // {about, bitmap} of the picture on the stage
 let request = null;         // the picture that is being waited for
 let trails = new Map();     // track id -> {places, seen}
 let dragging = false;
+let changes = 0;            // of the threshold, by this page
 
 const seconds = (s) => s < 60 ? `${Math.floor(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min` : `${Math.floor(s / 3600)} h`;
 const percent = (score) => score.toFixed(2);
@@ -172,9 +173,12 @@ function text(tag, words) {
 async function ask() {
   for (;;) {
     try {
+      const began = changes;
       const answer = await fetch("api/state");
       if (!answer.ok) throw new Error(answer.status);
-      state = await answer.json();
+      const came = await answer.json();
+      if (state && changes !== began) came.threshold = state.threshold;  // it was asked before the user moved the slider
+      state = came;
       by("connection").hidden = true;
       tell();
     } catch (error) {
@@ -271,11 +275,13 @@ async function setThreshold(value) {
 let sending = false, wanted;
 async function sendThreshold(value) {
   wanted = value;
+  changes += 1;
   if (sending) return;  // the last value wins; no more than one request at a time
   sending = true;
   while (wanted !== undefined) { const next = wanted; wanted = undefined; await setThreshold(next); }
   sending = false;
   dragging = false;
+  changes += 1;
   draw();
   tellThreshold();
 }
