@@ -34,7 +34,8 @@ class FastClock(Clock):
 
 
 class ScriptedCamera:
-    """One list a connection; in it pictures and Shots are given, numbers are seconds that pass, errors are raised.
+    """One list a connection; in it pictures and Shots are given, numbers are seconds that pass, errors are raised, and
+    ... is a packet that is no picture yet.
 
     After the last list there is no more: the camera returns.
     """
@@ -43,7 +44,7 @@ class ScriptedCamera:
         self.name, self.fps, self.opened, self.closed = "scripted", fps, 0, 0
         self._connections, self._clock = iter(connections), clock
 
-    def shots(self) -> Generator[Shot, None, None]:
+    def shots(self) -> Generator[Shot | None, None, None]:
         self.opened += 1
         try:
             for item in next(self._connections, ()):
@@ -54,6 +55,8 @@ class ScriptedCamera:
                     self._clock.advance(item)
                 elif isinstance(item, Event):
                     item.wait(10)
+                elif item is ...:
+                    yield None
                 else:
                     yield item if isinstance(item, Shot) else Shot(item)
         finally:
