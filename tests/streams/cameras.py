@@ -73,7 +73,7 @@ def unsteady(hours: float, fps: int, rng: random.Random, hw: tuple[int, int] = (
         length = min(rng.uniform(0.2, 2.0), hours) + 1e-3
         hours -= length
         connections.append(_connection(length, fps, rng, hw))
-        connections += [[rng.uniform(1, 60), LOST] for _ in range(rng.randrange(3))]
+        connections += [[rng.uniform(1, 60), SourceError("no answer")] for _ in range(rng.randrange(3))]
     return connections
 
 
@@ -82,7 +82,7 @@ def _connection(hours: float, fps: int, rng: random.Random, hw: tuple[int, int])
         yield 1 / fps
         image = None if rng.random() < 1e-3 else np.full(hw, i % 65536, np.uint16)
         yield Shot(image, stamp=i / fps * (1 - 2e-4))
-    yield LOST
+    yield SourceError("the cable is out")  # a new one, for a raised error keeps the frames that it came through
 
 
 KNOWN = (
