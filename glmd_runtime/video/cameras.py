@@ -41,7 +41,7 @@ class NetworkCamera:
         # Some cameras break the rules in what is no picture, and would be refused for ever.
         self._strict, self._seen = True, False  # until a connection gave nothing whole; whether one ever did
 
-    def shots(self) -> Generator[Shot, None, None]:
+    def shots(self) -> Generator[Shot | None, None, None]:
         """Raises: SourceError when it cannot be reached, or is lost."""
         container = None
         try:
@@ -58,7 +58,7 @@ class NetworkCamera:
                 container.close()
         raise SourceError("the camera ended the stream")
 
-    def _read(self, container: av.container.InputContainer) -> Generator[Shot, None, None]:
+    def _read(self, container: av.container.InputContainer) -> Generator[Shot | None, None, None]:
         stream = container.streams.video[0]
         self._prepare(stream)
         damaged = whole = False  # whole: whether the pictures that the next one builds upon are there
@@ -66,7 +66,10 @@ class NetworkCamera:
             for packet in container.demux(stream):
                 if not packet.size:  # the end
                     return
-                for picture in self._decode(packet):
+                pictures = self._decode(packet)
+                if not pictures:  # a decoder may wait for a key frame, or for ever
+                    yield None
+                for picture in pictures:
                     damaged = damaged or picture is None
                     whole = picture is not None and (whole or bool(picture.key_frame))
                     self._seen = self._seen or whole

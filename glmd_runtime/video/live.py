@@ -1,7 +1,8 @@
 """Live sources: a thread that reads a camera, comes back when it is lost, and never hands on what is too old.
 
-A camera is an object with `name`, `fps` and `shots()`, which connects, yields what comes, and raises SourceError when
-the connection is lost; returning says that there will be no more. Everything else is here.
+A camera is an object with `name`, `fps` and `shots()`, which connects, yields what comes, None for what came but is no
+picture yet, and raises SourceError when the connection is lost; returning says that there will be no more. Everything
+else is here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Policy = Literal["freshest", "every"]
 CAPACITY = {"freshest": 1, "every": 32}  # frames that wait for their reader
 STALENESS = 0.5  # seconds
 TIMEOUT = 5.0  # seconds without a usable frame, after which a camera is lost
-CORRUPT_IN_A_ROW = 50  # after so many, connecting again is sooner than waiting
+CORRUPT_IN_A_ROW = 50  # after so many without a usable one, connecting again is sooner than waiting
 BACKOFF = 0.5, 30.0  # seconds before the second attempt, doubled with each, and at most
 CLOSE_WAIT = 0.5  # seconds that close() gives the thread; one that FFmpeg holds ends by itself, later
 TICK = 1e-6  # seconds that two frames are apart at least
@@ -56,7 +57,7 @@ class Camera(Protocol):
     name: str
     fps: float
 
-    def shots(self) -> Generator[Shot, None, None]: ...
+    def shots(self) -> Generator[Shot | None, None, None]: ...
 
 
 class Clock:
@@ -194,18 +195,21 @@ class LiveSource(Source):
         """Read the camera as long as it gives frames -> why it is lost, None when it has no more."""
         self._attempt += 1
         self._say("connecting", f"attempt {self._attempt}")
-        delay, began, corrupt = Delay(), self._clock.now(), 0
-        usable = began
+        delay, corrupt = Delay(), 0
+        began: float | None = None  # when the first came: connecting has a time limit of its own
         try:
             with closing(self._camera.shots()) as shots:
                 for shot in shots:
                     if self._closed.is_set():
                         return None
-                    corrupt = corrupt + 1 if shot.image is None else 0
-                    if self._take(shot, delay):
-                        usable = self._clock.now()
+                    if began is None:
+                        began = usable = self._clock.now()
+                    if shot is not None and self._take(shot, delay):
+                        usable, corrupt = self._clock.now(), 0
                         self._attempt = 0 if usable - began > self._timeout else self._attempt
-                    elif corrupt >= CORRUPT_IN_A_ROW or self._clock.now() - usable > self._timeout:
+                        continue
+                    corrupt += shot is not None and shot.image is None
+                    if corrupt >= CORRUPT_IN_A_ROW or self._clock.now() - usable > self._timeout:
                         return "what it sends cannot be decoded" if corrupt else "no fresh frame came for too long"
             return None
         except SourceError as error:

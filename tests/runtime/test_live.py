@@ -6,7 +6,7 @@ import random
 import threading
 import time
 import tracemalloc
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import cv2
@@ -104,6 +104,18 @@ def test_too_much_that_cannot_be_decoded_is_a_lost_camera() -> None:
 def test_now_and_then_something_that_cannot_be_decoded_for_too_long() -> None:
     _, said, _ = run([PICTURE, *[BAD, 1.0] * 7, PICTURE], [PICTURE])
     assert [s.state for s in said].count("lost") == 1
+
+
+def test_packets_that_never_become_a_picture_are_a_lost_camera() -> None:
+    frames, said, source = run([*[..., 1.0] * 20, PICTURE], [..., PICTURE])
+    assert len(frames) == 1 and frames[0].index == 0
+    assert [s.state for s in said] == ["connecting", "lost", "connecting", "running", "ended"]
+    assert sum(source.drops.values()) == 0
+
+
+def test_a_camera_that_is_slow_to_connect_gets_its_time() -> None:
+    _, said, _ = run([4.9, ..., 0.5, PICTURE])
+    assert [s.state for s in said] == ["connecting", "running", "ended"]
 
 
 def test_another_size_is_news_and_the_frames_have_it() -> None:
@@ -256,17 +268,23 @@ def stuck(*_: object) -> Any:
     yield Shot(PICTURE)
 
 
-@pytest.mark.parametrize("state", ["connecting", "running", "full", "lost", "stuck", "ended"])
+@pytest.mark.parametrize("state", ["connecting", "empty", "running", "full", "lost", "stuck", "ended"])
 def test_close_returns_within_a_second(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
-    script = {"connecting": [never], "running": [PICTURE, never], "full": [PICTURE] * 100, "lost": [LOST], "ended": []}
+    script: dict[str, Any] = {
+        "connecting": [never],
+        "empty": repeat(...),
+        "running": [PICTURE, never],
+        "full": [PICTURE] * 100,
+        "lost": [LOST],
+    }
     camera = ScriptedCamera(script.get(state, []))
     if state == "stuck":
         monkeypatch.setattr(camera, "shots", stuck)
     if state == "lost":
         monkeypatch.setattr("glmd_runtime.video.live.BACKOFF", (60.0, 60.0))
     source = LiveSource(camera, policy="every")
-    wanted = {"full": "running", "stuck": "connecting"}.get(state, state)
+    wanted = {"full": "running", "stuck": "connecting", "empty": "connecting"}.get(state, state)
     wait_until(lambda: source.status.state == wanted)
     began = time.monotonic()
     source.close()
@@ -274,6 +292,8 @@ def test_close_returns_within_a_second(state: str, monkeypatch: pytest.MonkeyPat
     assert source.status.state == "ended" and list(source) == []
     assert source.status.detail == ("the camera has no more" if state == "ended" else "closed")
     never.set()
+    source._thread.join(10)
+    assert not source._thread.is_alive()
     source.close()
 
 

@@ -40,8 +40,8 @@ def free_port() -> int:
 class Server:
     """GStreamer's server in a process of its own."""
 
-    def __init__(self, *credentials: str) -> None:
-        self.port = free_port()
+    def __init__(self, *credentials: str, port: int | None = None) -> None:
+        self.port = port or free_port()
         command = [PYTHON, str(SERVER), str(self.port), "320x240", *credentials]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"
@@ -192,11 +192,18 @@ def test_garbage_is_counted_and_not_served(proxy: Proxy) -> None:
         watch.more(20, 30)
 
 
-def test_a_camera_that_comes_later(has_server: None) -> None:
+def test_a_camera_that_comes_later_and_is_switched_off_and_on(has_server: None) -> None:
     port = free_port()
     with Watch(address(port)) as watch:
         watch.until(lambda: watch.source.status.state == "lost", 3)
         assert "refused" in watch.source.status.detail
+        for _ in range(2):
+            server = Server(port=port)
+            try:
+                watch.more()
+            finally:
+                server.stop()
+            watch.until(lambda: watch.source.status.state == "lost", 5)
 
 
 def test_passwords_are_seen_nowhere(has_server: None, caplog: pytest.LogCaptureFixture, capfd: Any) -> None:

@@ -34,7 +34,8 @@ class FastClock(Clock):
 
 
 class ScriptedCamera:
-    """One list a connection; in it pictures and Shots are given, numbers are seconds that pass, errors are raised.
+    """One list a connection; in it pictures and Shots are given, numbers are seconds that pass, errors are raised, and
+    ... is a packet that is no picture yet.
 
     After the last list there is no more: the camera returns.
     """
@@ -43,7 +44,7 @@ class ScriptedCamera:
         self.name, self.fps, self.opened, self.closed = "scripted", fps, 0, 0
         self._connections, self._clock = iter(connections), clock
 
-    def shots(self) -> Generator[Shot, None, None]:
+    def shots(self) -> Generator[Shot | None, None, None]:
         self.opened += 1
         try:
             for item in next(self._connections, ()):
@@ -54,6 +55,8 @@ class ScriptedCamera:
                     self._clock.advance(item)
                 elif isinstance(item, Event):
                     item.wait(10)
+                elif item is ...:
+                    yield None
                 else:
                     yield item if isinstance(item, Shot) else Shot(item)
         finally:
@@ -70,7 +73,7 @@ def unsteady(hours: float, fps: int, rng: random.Random, hw: tuple[int, int] = (
         length = min(rng.uniform(0.2, 2.0), hours) + 1e-3
         hours -= length
         connections.append(_connection(length, fps, rng, hw))
-        connections += [[rng.uniform(1, 60), LOST] for _ in range(rng.randrange(3))]
+        connections += [[rng.uniform(1, 60), SourceError("no answer")] for _ in range(rng.randrange(3))]
     return connections
 
 
@@ -79,7 +82,7 @@ def _connection(hours: float, fps: int, rng: random.Random, hw: tuple[int, int])
         yield 1 / fps
         image = None if rng.random() < 1e-3 else np.full(hw, i % 65536, np.uint16)
         yield Shot(image, stamp=i / fps * (1 - 2e-4))
-    yield LOST
+    yield SourceError("the cable is out")  # a new one, for a raised error keeps the frames that it came through
 
 
 KNOWN = (
