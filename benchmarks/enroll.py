@@ -37,9 +37,9 @@ from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, p
 from glmd_runtime.preprocess import Geometry, preprocess
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from glmd_train.data.coco import Record, load_coco_files
-from glmd_train.evaluate import EVAL_SCORE
 from glmd_train.intervals import run_interval
 
+FLOOR = 1e-6  # AP is of the order of scores: what 0.5 means to a class is a guess from a few frames
 CACHE = Path(__file__).parents[1] / "runs" / "enroll"
 
 
@@ -137,7 +137,7 @@ def enrolled(name: str, support: Sequence[Seen], nms_iou: float) -> Enrolment | 
 def scores(checkpoint: Checkpoint, enrolment: Enrolment, pictures: Sequence[Seen]) -> dict[str, Any]:
     """AP50 in percent by class, on all pictures and on those of its own set; the base claims what it is sure of."""
     names = enrolment.spec.class_names
-    thresholds = (*checkpoint.postprocess.score_thresholds, *(EVAL_SCORE,) * len(names))
+    thresholds = (*checkpoint.postprocess.score_thresholds, *(FLOOR,) * len(names))
     spec = replace(checkpoint.postprocess, score_thresholds=thresholds)
     found = [novel(enrolment, one, spec, (*checkpoint.class_names, *names)) for one in pictures]
     everywhere = values([one.record for one in pictures], found)
