@@ -3,8 +3,9 @@
     python -m benchmarks.enroll --seeds 0 1 2 3 4
 
 The draws, pictures and scores are those of `benchmarks.fewshot` on the val lists, so that its runs of `teach` are
-comparable: six novel classes, enrolled one after the other on the base model; a dog in the sky is wrong. Raw outputs
-of pictures are kept in runs/enroll. "with known" lets the base claim what it is surer of, as on the device.
+comparable: six novel classes, enrolled one after the other on the base model; "everywhere" means that a dog in the sky
+is wrong, "in place" that each class is tested on the pictures of its own set, as on a camera that stays where it is,
+"alone" that the base claims nothing. Raw outputs of pictures are kept in runs/enroll.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, p
 from glmd_runtime.preprocess import Geometry, preprocess
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from glmd_train.data.coco import Record, load_coco_files
-from glmd_train.evaluate import EVAL_SCORE
 from glmd_train.intervals import run_interval
 
+FLOOR = 1e-6  # AP is of the order of scores: what 0.5 means to a class is a guess from a few frames
 CACHE = Path(__file__).parents[1] / "runs" / "enroll"
 
 
@@ -90,7 +91,7 @@ def main() -> None:
                 print("found by a region", recall, flush=True)
             for shots in given.shots:
                 runs.append({"seed": seed, "shots": shots, **run(network, splits, shots, pictures)})
-                print({key: value for key, value in runs[-1].items() if key != "classes50"}, flush=True)
+                print(runs[-1], flush=True)
     means = {shots: summary([row for row in runs if row["shots"] == shots]) for shots in given.shots}
     result = {"pictures": len(pictures), "recall_of_regions": recall, "means": means, "runs": runs}
     print(write("enroll", {**conditions("python -m benchmarks.enroll"), "base": base.stem, **result}))
@@ -114,11 +115,9 @@ def run(network: Network, splits: dict[str, Path], shots: int, pictures: Sequenc
     learned = [one for name in CLASSES if (one := enrolled(name, support, nms_iou)) is not None]
     seconds = time.process_time() - began
     enrolment = reduce(Enrolment.and_one, learned)
-    rows = {label: ap50(network.checkpoint, enrolment, pictures, label) for label in ("alone", "with known")}
     missing = [name for name in CLASSES if name not in enrolment.spec.class_names]
     return {
-        **{f"nap50 {label}": row["ap50"] for label, row in rows.items()}, "nap": rows["alone"]["ap"],
-        "classes50": {label: row["classes50"] for label, row in rows.items()}, "not_learned": missing,
+        **scores(network.checkpoint, enrolment, pictures), "not_learned": missing,
         "learn_cpu_s": round(seconds, 2), "thresholds": [round(t, 3) for t in enrolment.spec.score_thresholds],
     }
 
@@ -135,14 +134,30 @@ def enrolled(name: str, support: Sequence[Seen], nms_iou: float) -> Enrolment | 
         return None
 
 
-def ap50(checkpoint: Checkpoint, enrolment: Enrolment, pictures: Sequence[Seen], label: str) -> dict[str, Any]:
-    known = len(checkpoint.class_names)
-    # A known class without a claim is one whose threshold no score passes.
-    thresholds = checkpoint.postprocess.score_thresholds if label == "with known" else (1.0,) * known
+def scores(checkpoint: Checkpoint, enrolment: Enrolment, pictures: Sequence[Seen]) -> dict[str, Any]:
+    """AP50 in percent by class: everywhere, in place, and in place without the base's claims."""
+    everywhere, in_place = by_class(checkpoint, enrolment, pictures, checkpoint.postprocess.score_thresholds)
+    nothing_claimed = (1.0,) * len(checkpoint.class_names)
+    alone = by_class(checkpoint, enrolment, pictures, nothing_claimed)[1]
+    return {
+        "nap50": everywhere["ap50"], "nap": everywhere["ap"], "everywhere": everywhere["classes50"],
+        "in_place": in_place, "in_place_alone": alone,
+    }
+
+
+def by_class(
+    checkpoint: Checkpoint, enrolment: Enrolment, pictures: Sequence[Seen], thresholds: Sequence[float]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """`values` on all pictures; AP50 of each class on those of its own set. Args: thresholds of the base's classes."""
     names = enrolment.spec.class_names
-    spec = replace(checkpoint.postprocess, score_thresholds=(*thresholds, *(EVAL_SCORE,) * len(names)))
+    spec = replace(checkpoint.postprocess, score_thresholds=(*thresholds, *(FLOOR,) * len(names)))
     found = [novel(enrolment, one, spec, (*checkpoint.class_names, *names)) for one in pictures]
-    return values([one.record for one in pictures], found)
+    in_place: dict[str, float] = {}
+    for folder in NOVEL:
+        pairs = zip(pictures, found, strict=True)
+        mine = [(p.record, one) for p, one in pairs if p.record.path.parent.parent.name == folder]
+        in_place |= values(*map(list, zip(*mine, strict=True)))["classes50"]
+    return values([one.record for one in pictures], found), {name: in_place[name] for name in CLASSES}
 
 
 def novel(enrolment: Enrolment, one: Seen, spec: PostprocessSpec, names: tuple[str, ...]) -> Detections:
@@ -154,16 +169,13 @@ def novel(enrolment: Enrolment, one: Seen, spec: PostprocessSpec, names: tuple[s
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds, with 95% t intervals where there are two or more."""
-    keys = ("nap50 alone", "nap50 with known", "nap")
+    """Means over the draws, those over all classes with their 95% t intervals."""
+    means = {key: [round(value, 1) for value in run_interval([row[key] for row in rows])] for key in ("nap50", "nap")}
     classes = {
-        name: round(float(np.mean([row["classes50"]["alone"].get(name, 0.0) for row in rows])), 1) for name in CLASSES
+        kind: {name: round(float(np.mean([row[kind][name] for row in rows])), 1) for name in CLASSES}
+        for kind in ("everywhere", "in_place", "in_place_alone")
     }
-    means = {key: [row[key] for row in rows] for key in keys}
-    intervals = {
-        key: [round(v, 1) for v in run_interval(column)] if len(column) > 1 else column for key, column in means.items()
-    }
-    return {**intervals, "classes50": classes}
+    return {**means, **classes}
 
 
 if __name__ == "__main__":

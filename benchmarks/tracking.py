@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,12 +134,15 @@ def above(clip: Clip, threshold: float) -> Iterator[tuple[Frame, Detections]]:
     return ((frame, found[found.scores > threshold]) for frame, found in clip.found)
 
 
-def follow(clip: Clip, threshold: float, kind: str, half_life: float | None) -> Judged:
-    """half_life: of votes, None for no voting."""
-    tracker, vote = Tracker(kind, fps=30, vote=False), ClassVote(half_life) if half_life else None
-    found = ((frame, tracker.update(one, frame)) for frame, one in above(clip, threshold))
-    voted = ((frame, vote.update(one, frame.time) if vote else one) for frame, one in found)
-    return judge(clip, voted)
+def follow(clip: Clip, threshold: float, kind: str) -> Clip:
+    """The clip with track ids, and the classes as they were."""
+    tracker = Tracker(kind, fps=30, vote=False)
+    return clip._replace(found=[(frame, tracker.update(one, frame)) for frame, one in above(clip, threshold)])
+
+
+def vote(clip: Clip, half_life: float) -> Judged:
+    votes = ClassVote(half_life)
+    return judge(clip, ((frame, votes.update(one, frame.time)) for frame, one in clip.found))
 
 
 def score(clips: Sequence[Clip]) -> dict[str, Any]:
@@ -148,9 +151,11 @@ def score(clips: Sequence[Clip]) -> dict[str, Any]:
     for threshold in THRESHOLDS:
         alone = [judge(clip, above(clip, threshold)) for clip in clips]
         rows[f"{threshold} alone"] = summary(clips, alone, alone)
-        for kind, half_life in product(KINDS, HALF_LIVES):
-            voted = [follow(clip, threshold, kind, half_life) for clip in clips]
-            rows[f"{threshold} {kind} {half_life}"] = summary(clips, voted, alone)
+        for kind in KINDS:
+            followed = [follow(clip, threshold, kind) for clip in clips]
+            for half_life in HALF_LIVES:
+                voted = [vote(clip, half_life) for clip in followed]
+                rows[f"{threshold} {kind} {half_life}"] = summary(clips, voted, alone)
     return {"clips": len(clips), "frames": sum(len(clip.found) for clip in clips), "rows": rows}
 
 

@@ -3,7 +3,7 @@
 The network proposes about a hundred regions a frame and has a vector for each of them, whatever its classes are. Those
 of regions on the given boxes are examples, those of all other regions of the same frames counter-examples; a linear
 discriminant with a shrunk covariance tells both apart in closed form. What it says of each frame after it was fitted to
-the others makes its score a probability, and gives the threshold.
+the others says how steep its score is, and where it is 0.5: where detections of these frames have the best F1.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ Floats = NDArray[np.floating[Any]]
 EXAMPLE_IOU, OTHER_IOU = 0.6, 0.3
 HIT_IOU = 0.5  # a box of a left-out frame is found when a detection overlaps it by this much
 SHRINKAGE = 0.6  # of the covariance towards a multiple of the identity: examples are fewer than dimensions
-ONE_FRAME_THRESHOLD = 0.5  # of a class with examples in one frame only, of which nothing can be left out
+THRESHOLD = 0.5  # the score that stands for the best F1 over frames left out
 MOST_DEVIATIONS = 4.0  # between both kinds' margins that a few frames can be believed; more would make scores 0 and 1
-_LEAST_THRESHOLD = 0.05
 _TINY = 1e-12
 
 
@@ -170,21 +169,24 @@ def learn(name: str, frames: Sequence[Regions], nms_iou: float) -> Enrolment:
     Raises: UsageError when no region overlaps any box, or none lies beside them.
     """
     _check(frames)
-    weights, bias = _fit(frames)
-    left_out = [_fit(rest) if _examples(rest) else None for rest in _without_one(frames)]
-    pairs = [(one, fit) for one, fit in zip(frames, left_out, strict=True) if fit is not None]
-    several = len(pairs) > 1
+    moments = [(_Moments.of(one.features[one.examples]), _Moments.of(one.features[one.others])) for one in frames]
+    examples, others = (_Moments(*map(sum, zip(*side, strict=True))) for side in zip(*moments, strict=True))
+    weights, bias = _fit(examples, others)
+    pairs = [
+        (one, _fit(examples - a, others - b))
+        for one, (a, b) in zip(frames, moments, strict=True) if examples.count > a.count and others.count > b.count
+    ]
     # Of a single frame nothing can be left out; its own regions then say how far apart both kinds are.
-    slope, offset = _calibrate(pairs if several else [(one, (weights, bias)) for one in frames])
-    held_out = [(one, _sigmoid(slope * (one.features @ w + b) + offset)) for one, (w, b) in pairs]
-    threshold = best_threshold(held_out, nms_iou) if several else ONE_FRAME_THRESHOLD
-    spec = EnrolledSpec((name,), (threshold,))
+    pairs = pairs if len(pairs) > 1 else [(one, (weights, bias)) for one in frames]
+    margins = [(one, one.features @ w + b) for one, (w, b) in pairs]
+    slope = _slope(margins)
+    cut = best_cut([(one, slope * values) for one, values in margins], nms_iou)
     scaled = np.asarray(slope * weights, np.float32)[None]
-    return Enrolment(spec, scaled, np.asarray([slope * bias + offset], np.float32))
+    return Enrolment(EnrolledSpec((name,), (THRESHOLD,)), scaled, np.asarray([slope * bias - cut], np.float32))
 
 
 def _check(frames: Sequence[Regions]) -> None:
-    if not _examples(frames):
+    if not any(one.examples.any() for one in frames):
         raise UsageError(
             f"The network proposes no region that overlaps a box by IoU {OTHER_IOU:g}, so that nothing can be learned"
             " from these. Give frames in which the object is larger or clearer, draw the boxes tightly, export with "
@@ -194,65 +196,70 @@ def _check(frames: Sequence[Regions]) -> None:
         raise UsageError("Every region of these frames lies on a box. Give frames with something else around it.")
 
 
-def _examples(frames: Sequence[Regions]) -> bool:
-    return any(one.examples.any() for one in frames)
+class _Moments(NamedTuple):
+    """Of some vectors: how many, their sum (D,), and the sum of their outer products (D, D). Frames add up, and one is
+    left out by subtracting it."""
+
+    count: int
+    total: Any
+    squares: Any
+
+    @classmethod
+    def of(cls, features: Floats) -> _Moments:
+        return cls(len(features), features.sum(axis=0), features.T @ features)
+
+    def __sub__(self, other: _Moments) -> _Moments:
+        return _Moments(*(a - b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def mean(self) -> Floats:
+        return np.asarray(self.total / self.count)
+
+    @property
+    def scatter(self) -> Floats:
+        """(D, D) the sum of outer products of what is apart from the mean."""
+        return np.asarray(self.squares - self.count * np.outer(self.mean, self.mean))
 
 
-def _without_one(frames: Sequence[Regions]) -> list[list[Regions]]:
-    return [[*frames[:i], *frames[i + 1 :]] for i in range(len(frames))]
-
-
-def _fit(frames: Sequence[Regions]) -> tuple[Floats, float]:
+def _fit(examples: _Moments, others: _Moments) -> tuple[Floats, float]:
     """Fisher's discriminant: weights (D,) and bias, whose margin is 0 halfway between both means."""
-    examples, others = _split(frames)
-    means = examples.mean(axis=0), others.mean(axis=0)
-    centred = np.concatenate([examples - means[0], others - means[1]])  # (n, D)
-    covariance = centred.T @ centred / len(centred)  # (D, D)
+    covariance = (examples.scatter + others.scatter) / (examples.count + others.count)  # (D, D)
     size = max(float(np.trace(covariance)) / len(covariance), _TINY)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance))
-    weights = np.linalg.solve(shrunk, means[0] - means[1])
-    return weights, -float(weights @ (means[0] + means[1])) / 2
+    weights = np.linalg.solve(shrunk, examples.mean - others.mean)
+    return weights, -float(weights @ (examples.mean + others.mean)) / 2
 
 
-def _split(frames: Sequence[Regions]) -> tuple[Floats, Floats]:
-    """Features of examples and of counter-examples; what overlaps a box a little is neither."""
-    examples = np.concatenate([one.features[one.examples] for one in frames])
-    return examples, np.concatenate([one.features[one.others] for one in frames])
-
-
-def _calibrate(pairs: Sequence[tuple[Regions, tuple[Floats, float]]]) -> tuple[float, float]:
-    """Slope and offset that make margins logits: both kinds' are taken for normals of one deviation, each as
-    frequent as in these frames."""
-    margins = [(one, one.features @ weights + bias) for one, (weights, bias) in pairs]
+def _slope(margins: Sequence[tuple[Regions, Floats]]) -> float:
+    """What makes differences of margins those of logits: both kinds' are taken for normals of one deviation."""
     a = np.concatenate([values[one.examples] for one, values in margins])
     b = np.concatenate([values[one.others] for one, values in margins])
     if not (len(a) and len(b)):
-        return 1.0, 0.0
+        return 1.0
     apart = max(float(a.mean() - b.mean()), _TINY)
     deviation = max(np.sqrt((a.var() + b.var()) / 2), apart / MOST_DEVIATIONS)
-    slope = apart / float(deviation) ** 2
-    return slope, float(np.log(len(a) / len(b))) - slope * float(a.mean() + b.mean()) / 2
+    return apart / float(deviation) ** 2
 
 
-def best_threshold(frames: Sequence[tuple[Regions, Floats]], nms_iou: float) -> float:
-    """The score with the best F1 over left-out frames, each with the scores (R,) of its regions, halfway to the next.
+def best_cut(frames: Sequence[tuple[Regions, Floats]], nms_iou: float) -> float:
+    """The logit above which detections have the best F1, halfway to the next; of equal cuts the highest.
 
-    Of equal ones the highest: a miss is seen, false alarms make a detector useless.
+    Args: frames, each with logits (R,) of its regions.
+    Returns: 0 where no detection finds a box.
     """
-    rows = [row for one, scores in frames for row in _hits(one, scores, nms_iou)]
-    order = sorted(rows, reverse=True)
-    objects = sum(len(one.wanted) for one, _ in frames)
-    scores, hits = np.array([score for score, _ in order]), np.cumsum([hit for _, hit in order])
+    order = sorted((row for one, logits in frames for row in _hits(one, logits, nms_iou)), reverse=True)
+    logits, hits = np.array([logit for logit, _ in order]), np.cumsum([hit for _, hit in order])
     if not len(order) or not hits[-1]:
-        return ONE_FRAME_THRESHOLD
-    below = np.append(scores[1:], 0.0)
-    f1 = np.where(scores > below, 2 * hits / (np.arange(1, len(order) + 1) + objects), -1)  # between equals is no cut
+        return 0.0
+    objects = sum(len(one.wanted) for one, _ in frames)
+    below = np.append(logits[1:], logits[-1] - 1)
+    f1 = np.where(logits > below, 2 * hits / (np.arange(1, len(order) + 1) + objects), -1)  # between equals is no cut
     best = int(f1.argmax())
-    return max(_LEAST_THRESHOLD, float(scores[best] + below[best]) / 2)
+    return float(logits[best] + below[best]) / 2
 
 
 def _hits(one: Regions, scores: Floats, nms_iou: float) -> list[tuple[float, bool]]:
-    """(score, whether it finds a box that no surer one found) of each detection of a frame."""
+    """(score or logit, whether it finds a box that no surer one found) of each detection of a frame."""
     kept = nms(np.asarray(one.boxes, np.float32), np.asarray(scores, np.float32), nms_iou)
     overlaps = iou(one.boxes[kept], one.wanted)  # (n, G)
     free, rows = np.ones(len(one.wanted), bool), []

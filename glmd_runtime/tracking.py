@@ -73,15 +73,16 @@ class Tracker:
             self._begin()
         self._time = max(frame.time, self._time + _LEAST_STEP)
         ids = self._assign(detections)
-        followed = replace(detections, track_ids=np.where(ids >= 0, ids + self._first_id, -1))
-        self._next_id = max(self._next_id, int(followed.track_ids.max(initial=-1)) + 1)
+        ids[ids >= 0] += self._first_id
+        self._next_id = max(self._next_id, int(ids.max(initial=-1)) + 1)
+        followed = replace(detections, track_ids=ids)
         return self._votes.update(followed, self._time) if self._votes else followed
 
     def _assign(self, detections: Detections) -> NDArray[np.int64]:
         """(N,) the library's own numbers. It leaves out detections and changes their order, so each carries its row."""
         import supervision
 
-        rows = {"row": np.arange(len(detections))}
+        rows: dict[str, Any] = {"row": np.arange(len(detections))}
         boxes = supervision.Detections(xyxy=detections.xyxy, confidence=detections.scores, data=rows)
         came = self._tracks.update(boxes, timestamp=self._time)
         ids = np.full(len(detections), -1, np.int64)

@@ -158,7 +158,7 @@ def extend_scores(
     return new_known, new_enrolled
 
 
-def best_f1_threshold_scores(rows: list[tuple[float, bool]], objects: int) -> float:
+def best_f1(rows: list[tuple[float, bool]], objects: int) -> float:
     """The best F1 that keeping detections from some score on can have, of (score, hit) rows."""
     best = 0.0
     for cut, _ in rows:

@@ -18,17 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from glmd_runtime import Detector
+from glmd_runtime import Detector, backends
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.boxes import iou
 from glmd_runtime.bundle import Bundle, GraphSpec, open_bundle, write_bundle
+from glmd_runtime.calibration import prototypes_to_bytes
 from glmd_runtime.detections import Detections
 from glmd_runtime.enroll import (
     EnrolledSpec,
     Enrolment,
     Regions,
     _hits,
-    best_threshold,
+    best_cut,
     learn,
     likely_boxes,
     regions,
@@ -36,6 +37,8 @@ from glmd_runtime.enroll import (
 from glmd_runtime.errors import BundleError, GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
 from tests import reference, tiny
+from tests.conftest import skip_unless
+from tests.runtime.test_calibration import CALIBRATION, TINY_PROTOTYPES, classifier
 
 SIZE, STEP = 16, 8
 GRID = [(x, y) for y in range(0, tiny.SIZE_HW[0] - SIZE + 1, STEP) for x in range(0, tiny.SIZE_HW[1] - SIZE + 1, STEP)]
@@ -236,6 +239,21 @@ def test_what_cannot_be_learned_from_is_refused(ask: Ask, message: str, detector
     assert detector.class_names == ("person", "car")
 
 
+def test_calibrated_scores_of_known_classes_leave_the_new_one_as_it_is(bundle: Bundle, tmp_path: Path) -> None:
+    skip_unless(bool(backends.available()), "onnxruntime", "no inference library is installed")
+    files: dict[str, bytes | Path] = {name: bundle.path / name for name in bundle.manifest.sha256}
+    files |= {"pcb.onnx": classifier(1), "prototypes.safetensors": prototypes_to_bytes(TINY_PROTOTYPES)}
+    pcb = write_bundle(tmp_path / "pcb.glmd", replace(bundle.manifest, calibration=CALIBRATION), files)
+    with Detector(bundle.path, backend=Eye()) as plain, taught(plain) as new:
+        expected = new.run(picture(PLACES[3], 99))
+    with Detector(pcb.path, backend=Eye()) as detector, taught(detector) as new:
+        found, saved = new.run(picture(PLACES[3], 99)), new.save(tmp_path / "fox.glmd")
+    with Detector(saved.path, backend=Eye()) as again:
+        for one in (found, again.run(picture(PLACES[3], 99))):
+            assert one.names == ["fox"]
+            np.testing.assert_array_equal(one.scores, expected.scores)
+
+
 def test_a_bundle_without_features(tiny_bundle: Path) -> None:
     with Detector(tiny_bundle, backend=Eye()) as detector, pytest.raises(UnsupportedError, match="--enroll"):
         detector.enroll("fox", [FRAME], [BOX])
@@ -273,39 +291,45 @@ def test_the_box_of_a_region_is_that_of_its_likeliest_class() -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(percent=arrays(np.int64, len(GRID), elements=st.integers(1, 99)), places=st.sets(st.sampled_from(PLACES)))
-def test_the_threshold_has_the_best_f1(percent: np.ndarray, places: set[tuple[int, int]]) -> None:
+@given(whole=arrays(np.int64, len(GRID), elements=st.integers(-20, 20)), places=st.sets(st.sampled_from(PLACES)))
+def test_the_cut_has_the_best_f1(whole: np.ndarray, places: set[tuple[int, int]]) -> None:
     wanted = np.concatenate([np.empty((0, 4), np.float32), *map(box, sorted(places))])
-    one, scores = Regions(BOXES, np.zeros((len(GRID), D)), wanted), percent / 100
-    threshold = best_threshold([(one, scores)], 0.5)
-    rows = _hits(one, scores, 0.5)
-    kept = [hit for score, hit in rows if score > threshold]
-    if threshold > 0.05 and any(hit for _, hit in rows):
+    one, logits = Regions(BOXES, np.zeros((len(GRID), D)), wanted), whole / 4
+    cut, rows = best_cut([(one, logits)], 0.5), _hits(one, logits, 0.5)
+    kept = [hit for logit, hit in rows if logit > cut]
+    if not any(hit for _, hit in rows):
+        assert cut == 0
+    else:
         f1 = 2 * sum(kept) / (len(kept) + len(wanted))
-        assert f1 >= reference.best_f1_threshold_scores(rows, len(wanted)) - 1e-9
+        assert f1 == pytest.approx(reference.best_f1(rows, len(wanted)))
 
 
-def test_scores_are_probabilities_of_what_was_left_out() -> None:
-    """Two normals that overlap: of the regions with a score of about p, about p are examples."""
-    rng = np.random.default_rng(0)
+def blurred(number: int, seed: int) -> list[Regions]:
+    """Frames in which the features of both kinds overlap."""
+    rng, on = np.random.default_rng(seed), np.arange(len(GRID)) % 9 == 0  # a column: neighbours are neither
     frames = []
-    for _ in range(12):
+    for _ in range(number):
         features = rng.normal(size=(len(GRID), D)) * 0.3 + [3, 0, 0, 0, 0, 0]
-        on = np.arange(len(GRID)) % 9 == 0  # one column: their neighbours overlap them, and are neither
         features[on, 1] += 0.9
-        wanted = BOXES[on]
-        frames.append(Regions(BOXES, features / np.linalg.norm(features, axis=1, keepdims=True), wanted))
-    learned = learn("fox", frames, 0.5)
-    raw_scores, truth = [], []
-    for one in frames:
-        margins = one.features @ learned.weights[0] + learned.biases[0]
-        sure = one.examples | one.others
-        raw_scores.append(1 / (1 + np.exp(-margins[sure])))
-        truth.append(one.examples[sure])
-    scores, right = np.concatenate(raw_scores), np.concatenate(truth)
-    for low, high in ((0.0, 0.2), (0.8, 1.0)):
-        rows = (scores >= low) & (scores <= high)
-        assert rows.sum() > 20 and abs(right[rows].mean() - scores[rows].mean()) < 0.12
+        frames.append(Regions(BOXES, features / np.linalg.norm(features, axis=1, keepdims=True), BOXES[on]))
+    return frames
+
+
+def test_a_score_of_one_half_is_a_good_threshold_for_frames_never_seen() -> None:
+    learned, fresh = learn("fox", blurred(12, 0), 0.5), blurred(30, 1)
+    assert learned.spec.score_thresholds == (0.5,)
+    rows, objects = [], sum(len(one.wanted) for one in fresh)
+    for one in fresh:
+        rows += _hits(one, one.features @ learned.weights[0] + learned.biases[0], 0.5)
+    kept = [hit for logit, hit in rows if logit > 0]
+    f1 = 2 * sum(kept) / (len(kept) + objects)
+    assert 0.5 < reference.best_f1(rows, objects) < 0.99  # it is not trivial
+    assert f1 > reference.best_f1(rows, objects) - 0.05
+
+
+def test_clear_cases_are_not_certain(detector: Detector) -> None:
+    with taught(detector) as new:
+        assert 0.5 < new.run(picture(PLACES[3], 99)).scores[0] < 0.9999
 
 
 def test_regions_leave_out_padding() -> None:

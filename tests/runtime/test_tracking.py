@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glmd_runtime import backends
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import UnsupportedError, UsageError
 from glmd_runtime.tracking import KINDS, ClassVote, Tracker
@@ -167,6 +170,14 @@ def test_votes_are_the_oracles(rows: list[tuple[int, int, int, int]]) -> None:
 def test_wrong_values(values: dict[str, float | str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Tracker(**values)  # type: ignore[arg-type]
+
+
+def test_the_documents_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    skip_unless(bool(backends.available()), "onnxruntime", "no inference library is installed")
+    document = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+    snippet = re.findall(r"```python\n(.*?)```", document, re.S)[0]
+    exec(snippet.replace('"models/', f'"{Path(__file__).parents[2]}/models/'), {})
+    assert "'person'" in capsys.readouterr().out  # it follows what the simulator shows
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
