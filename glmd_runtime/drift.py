@@ -80,9 +80,10 @@ class DriftWatch:
         known = self._spec.statistics.colour[1] if self._spec.statistics and self._spec.channels == 3 else 0.0
         if (self._spec.channels == 3 and not self._spec.statistics) or colour <= max(known, COLOURFUL):
             return []
+        trained = "grey" if self._spec.channels == 1 else f"{100 * known:.0f}% at most"
         return [("palette", (
-            f"{100 * colour:.0f}% of its pixels are coloured, in training {100 * known:.0f}% at most: a palette over "
-            "thermal values, or visible light. Set the camera to white-hot grey."
+            f"{100 * colour:.0f}% of its pixels are coloured, in training it was {trained}: a palette over thermal "
+            f"values, or visible light. Set the camera to {self._spec.intensity.polarity} grey."
         ))]
 
     def _range(self, name: str, value: float, words: str) -> list[tuple[str, str]]:

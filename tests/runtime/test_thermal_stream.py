@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -302,6 +303,19 @@ def test_polarity_is_seen_in_the_warm_blooded(row: int, camera: Camera | None, k
     boxes = np.array([[10, 10, 20, 30], [50, 10, 70, 30]], np.float32)
     found = Detections(boxes, np.ones(2, np.float32), np.arange(2), NAMES)[row]
     assert watched(person_and_car, found, camera=camera).keys() == kinds
+
+
+@pytest.mark.parametrize("kinds", [set(), {"polarity"}])
+def test_inverted_pictures_of_dogs_and_people_are_noticed(data: Path, kinds: set[str]) -> None:
+    """The shipped model finds enough of them either way."""
+    labels = json.loads((data / "dogs_people" / "val.json").read_text())
+    with Detector(Path(__file__).parents[2] / "models" / "thermal_lite0.glmd", threads=1) as shipped:
+        front_end = shipped.front_end()
+        for i, image in enumerate(labels["images"]):
+            picture = cv2.imread(str(data / "dogs_people" / image["file_name"]), cv2.IMREAD_GRAYSCALE)
+            prepared = front_end.prepare(Frame(255 - picture if kinds else picture, i, float(i)))
+            front_end.finish(prepared, shipped.run(prepared.picture))
+    assert front_end.warnings.keys() == kinds
 
 
 def test_a_warning_comes_once_and_goes(caplog: pytest.LogCaptureFixture) -> None:
