@@ -88,7 +88,8 @@ class Mp4Sink:
         self.path, self.fps = Path(path), fps
         self._stream: Any = None
         self._hw: tuple[int, int] | None = None
-        self._tick = -1  # of the last picture, in frames
+        self._tick = -1  # the last picture's place, in frames
+        self._start: float | None = None  # the first one's time
         if self.path.suffix.lower() != ".mp4":
             raise UsageError(f"A video's name must end in .mp4; got {path}.")
 
@@ -117,7 +118,10 @@ class Mp4Sink:
         # H.264 halves the colour's resolution, so that both sides must be even.
         padded = np.pad(picture, ((0, self._hw[0] % 2), (0, self._hw[1] % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(padded, format="bgr24")
-        self._tick = max(self._tick + 1, round((time or 0.0) * self.fps))
+        if time is not None:
+            self._start = time if self._start is None else self._start
+            self._tick = max(self._tick, round((time - self._start) * self.fps) - 1)
+        self._tick += 1
         frame.pts, frame.time_base = self._tick, 1 / self._stream.codec_context.framerate
         self._container.mux(self._stream.encode(frame))
 

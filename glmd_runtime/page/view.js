@@ -2,7 +2,7 @@
 
 const by = (id) => document.getElementById(id);
 const TRAIL = 40;           // places of a track that are drawn
-const FORGET = 3000;        // ms after which a track that is gone is forgotten
+const FORGET = 3;           // seconds of the stream after which a track that is gone is forgotten
 const STATE_EVERY = 500;    // ms
 
 let state = null;           // the last answer of /api/state
@@ -35,7 +35,7 @@ async function watch() {
       if (number !== selected) continue;
       if (!shown) by("veil").hidden = true;
       shown = {about, bitmap};
-      follow(about.detections);
+      follow(about);
       draw();
       await new Promise(requestAnimationFrame);
     } catch (error) {
@@ -46,18 +46,17 @@ async function watch() {
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
-function follow(detections) {
-  const now = performance.now();
+function follow({detections, time}) {
   for (const d of detections) {
     if (d.track_id === undefined || d.track_id === null) continue;
     const trail = trails.get(d.track_id) || {places: []};
     trail.places.push([(d.xyxy[0] + d.xyxy[2]) / 2, d.xyxy[3]]);
     trail.places = trail.places.slice(-TRAIL);
-    trail.seen = now;
+    trail.seen = time;
     trail.name = d.name;
     trails.set(d.track_id, trail);
   }
-  for (const [id, trail] of trails) if (now - trail.seen > FORGET) trails.delete(id);
+  for (const [id, trail] of trails) if (Math.abs(time - trail.seen) > FORGET) trails.delete(id);
 }
 
 // Detections of the picture on the stage that the slider leaves; the detector follows with its next frame.
