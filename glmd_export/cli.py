@@ -76,6 +76,7 @@ def _add_engines(group: argparse._ArgumentGroup) -> None:
     add("--calib", type=Path, metavar="DIR", help="pictures like those of the camera, 100 or more, no labels needed")
     add("--end2end", action="store_true", help="graphs that end with the final NMS, for servers")
     add("--pcb", action="store_true", help="calibrate scores on the device with the checkpoint's prototypes")
+    add("--enroll", action="store_true", help="let Detector.enroll teach classes on the device, from a few boxes")
     add("--engines", nargs="+", choices=ENGINES, metavar="NAME",
         help=f"build for these or fail: {', '.join(ENGINES)} (default: all that are possible here)")
     add("--data", type=Path, nargs="+", default=[], metavar="JSON",
@@ -136,7 +137,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
     return Recipe(
         batch=options.batch, fp16=options.fp16, calibration=options.calib, data=tuple(options.data),
-        max_drop=options.max_drop, end2end=options.end2end, pcb=options.pcb,
+        max_drop=options.max_drop, end2end=options.end2end, pcb=options.pcb, enroll=options.enroll,
         engines=tuple(options.engines) if options.engines else None,
     )
 

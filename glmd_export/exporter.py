@@ -53,6 +53,7 @@ class Recipe:
     max_drop     points of AP that INT8 may cost
     end2end      graphs with the final NMS, for servers
     pcb          the checkpoint's prototypical calibration, as a second graph; left out otherwise
+    enroll       the pooled vectors as an output, from which a Detector learns classes
     engines      names of the backends to build for, which then must be possible; None is all that is possible here
     """
 
@@ -63,6 +64,7 @@ class Recipe:
     max_drop: float = 1.0
     end2end: bool = False
     pcb: bool = False
+    enroll: bool = False
     engines: tuple[str, ...] | None = None
 
     def wants(self, engine: str) -> bool:
@@ -90,13 +92,13 @@ def export_bundle(
             class_names=checkpoint.class_names,
             preprocess=checkpoint.preprocess,
             postprocess=checkpoint.postprocess,
-            graph=graph_spec(checkpoint, recipe.batch),
+            graph=graph_spec(checkpoint, recipe.batch, recipe.enroll),
             engines=draft.engines,
             provenance=_provenance(ckpt, checkpoint.provenance),
             calibration=checkpoint.pcb.calibration.spec if checkpoint.pcb else None,
         )
         step("run PyTorch on the reference frames")
-        reference = make_reference(checkpoint, reference_frames())
+        reference = make_reference(checkpoint, reference_frames(), features=recipe.enroll)
         files: dict[str, bytes | Path] = {**draft.files, REFERENCE: reference.to_bytes()}
         if checkpoint.pcb:
             files[PROTOTYPES] = prototypes_to_bytes(checkpoint.pcb.calibration.prototypes)
@@ -214,7 +216,7 @@ class _Draft:
         )
         quantize_onnxruntime(standard, self.folder / INT8, images, step=self.step)
         self.step("export the plain graph")
-        plain = export_onnx(self.checkpoint, self.folder / "plain.onnx", batch=self.recipe.batch, ops="plain")
+        plain = self._export(self.folder / "plain.onnx", "plain", "fp32")
         quantize_s8(plain, self.folder / S8, images, step=self.step)
         for name in (INT8, S8):
             self.files[name], self.engines[name] = self.folder / name, "int8"
@@ -240,9 +242,12 @@ class _Draft:
 
     def _graph(self, name: str, ops: str, precision: Precision) -> None:
         self.step(f"export {name}")
-        path, batch = self.folder / name, self.recipe.batch
-        self.files[name] = export_onnx(self.checkpoint, path, batch=batch, ops=ops, precision=precision)
+        self.files[name] = self._export(self.folder / name, ops, precision)
         self.engines[name] = precision
+
+    def _export(self, path: Path, ops: str, precision: Precision) -> Path:
+        batch, features = self.recipe.batch, self.recipe.enroll
+        return export_onnx(self.checkpoint, path, batch=batch, ops=ops, precision=precision, features=features)
 
     def _lint(self, name: str) -> None:
         """TensorRT's rules on a file that is for TensorRT."""

@@ -23,7 +23,7 @@ class Stages(NamedTuple):
     trunk, neck  (B, C, H / stride, W / stride) features
     objectness   (B, N) logits of all anchors; deltas (B, N, 4)
     proposals    (B, R, 4) xyxy in network pixels; valid (B, R) bool, False for padding
-    pooled       (B, R, D) one vector a proposal
+    features     (B, R, D) one pooled vector a proposal
     logits       (B, R, K + 1), background last; box_deltas (B, R, K, 4)
     boxes        (B, R, K, 4) xyxy in network pixels; scores (B, R, K)
     """
@@ -34,7 +34,7 @@ class Stages(NamedTuple):
     deltas: Tensor
     proposals: Tensor
     valid: Tensor
-    pooled: Tensor
+    features: Tensor
     logits: Tensor
     box_deltas: Tensor
     boxes: Tensor
@@ -71,11 +71,11 @@ class ExportGraph(nn.Module):
             objectness, deltas, self.anchors, edges,
             topk=self.rpn.pre_nms_topk, number=self.rpn.proposals, iou=NMS_IOU,
         )
-        pooled = self.pool(self.affine_rcnn(neck), proposals)
+        features = self.pool(self.affine_rcnn(neck), proposals)
         rows = proposals.shape[:2]  # B, R
-        logits, box_deltas = (t.unflatten(0, rows) for t in self.roi_heads.predictor(pooled.flatten(0, 1)))
+        logits, box_deltas = (t.unflatten(0, rows) for t in self.roi_heads.predictor(features.flatten(0, 1)))
         boxes, scores = refine(logits, box_deltas, proposals, edges)
-        return Stages(trunk, neck, objectness, deltas, proposals, valid, pooled, logits, box_deltas, boxes, scores)
+        return Stages(trunk, neck, objectness, deltas, proposals, valid, features, logits, box_deltas, boxes, scores)
 
     def pool(self, features: Tensor, proposals: Tensor) -> Tensor:
         """(B, C, H, W), (B, R, 4) -> (B, R, D); see `ROIHeads.pooled`."""

@@ -23,19 +23,21 @@ OPSET = 18
 _ANY_SIZE = 2**31
 INPUTS = ("images", "valid_hw")
 OUTPUTS = ("boxes", "scores", "valid")
+FEATURES = "features"
 
 
 def export_onnx(
     checkpoint: Checkpoint, out: Path, *, batch: int = 1, ops: str = "standard", precision: Precision = "fp32",
-    end2end: bool = False,
+    end2end: bool = False, features: bool = False,
 ) -> Path:
     """Write the network of a checkpoint as ONNX, for images of its canvas.
 
     Args: batch, images a call; ops, a key of `ops.OPS`; precision, "fp16" places casts as `precision.to_half` says;
-        end2end, append the final NMS with the checkpoint's thresholds.
+        end2end, append the final NMS with the checkpoint's thresholds; features, give the pooled vectors too.
 
     inputs   images (B, C, H, W) float32, valid_hw (B, 2) float32
-    outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool; end to end, those of `graph.Final`
+    outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool, if asked for features
+             (B, R, D) float32; end to end, those of `graph.Final`
 
     The other `Stages` are in the file under their names, as tensors that are not outputs. The same checkpoint gives the
     same bytes.
@@ -48,7 +50,7 @@ def export_onnx(
             f"{spec.resize!r}. Give it a canvas with a PreprocessSpec of resize='letterbox'."
         )
     model = _trace_network(checkpoint, batch, OPS[ops](), end2end)
-    _tidy(model, Final._fields if end2end else OUTPUTS)
+    _tidy(model, Final._fields if end2end else (*OUTPUTS, *([FEATURES] if features else [])))
     if precision == "fp16":
         to_half(model)
     contract = {
@@ -85,12 +87,15 @@ def _write(model: ir.Model, out: Path) -> Path:
     return out
 
 
-def graph_spec(checkpoint: Checkpoint, batch: int) -> GraphSpec:
+def graph_spec(checkpoint: Checkpoint, batch: int, features: bool = False) -> GraphSpec:
     """Names and shapes of the exported graph's inputs and outputs."""
     (h, w), c = checkpoint.preprocess.size_hw, checkpoint.preprocess.channels
     r, k = checkpoint.config.proposals, len(checkpoint.class_names)
     inputs = {"images": (batch, c, h, w), "valid_hw": (batch, 2)}
-    return GraphSpec(inputs, {"boxes": (batch, r, k, 4), "scores": (batch, r, k), "valid": (batch, r)})
+    outputs = {"boxes": (batch, r, k, 4), "scores": (batch, r, k), "valid": (batch, r)}
+    if features:
+        outputs[FEATURES] = (batch, r, checkpoint.model.roi_heads.predictor.cls_score.in_features)
+    return GraphSpec(inputs, outputs)
 
 
 def _trace_network(checkpoint: Checkpoint, batch: int, ops: Ops, end2end: bool) -> ir.Model:

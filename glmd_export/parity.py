@@ -22,6 +22,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor
 
 from glmd_export.graph import Final, Stages
+from glmd_export.onnx_export import FEATURES
 from glmd_runtime import backends
 from glmd_runtime.backends import Backend, Tensors, run_padded
 from glmd_runtime.bundle import Bundle, Reference
@@ -63,7 +64,7 @@ from glmd_train.model.detector import GLMDNet
 Frames = Sequence[NDArray[Any]]
 END2END = "end2end"
 BATCH = "batch"  # the stage that compares a batch with its images one by one
-_ARRAYS = tuple(field for field in fields(Reference) if field.name != "frames")
+_ARRAYS = tuple(field.name for field in fields(Reference) if field.name != "frames")
 # Scene, seed (far from those that training draws) and size of the four frames in reference.npz.
 _REFERENCE_SCENES = (
     ("ground", 910_001, (512, 640)),
@@ -86,11 +87,11 @@ STAGES = (
     Stage("neck", ("trunk",), ("neck",)),
     Stage("rpn", ("neck",), ("objectness", "deltas")),
     Stage("proposals", ("objectness", "deltas", "valid_hw"), ("proposals", "valid")),
-    Stage("pooled", ("neck", "proposals"), ("pooled",)),
-    Stage("head", ("pooled",), ("logits", "box_deltas")),
+    Stage("pooled", ("neck", "proposals"), ("features",)),
+    Stage("head", ("features",), ("logits", "box_deltas")),
     Stage("boxes", ("logits", "box_deltas", "proposals", "valid_hw"), ("boxes", "scores")),
 )
-_OF_PROPOSALS = ("pooled", "logits", "box_deltas", "boxes", "scores")  # tensors of one row a proposal
+_OF_PROPOSALS = ("features", "logits", "box_deltas", "boxes", "scores")  # tensors of one row a proposal
 
 
 def compare(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> VerifyReport:
@@ -104,7 +105,7 @@ def compare(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> VerifyRep
 
 def compare_rows(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> Iterator[VerifyRow]:
     """The rows of `compare`, each as soon as it is known."""
-    reference = make_reference(checkpoint, frames)
+    reference = make_reference(checkpoint, frames, features=FEATURES in bundle.manifest.graph.outputs)
     yield check_preprocess(reference, bundle.manifest.preprocess)
     tensors = _torch_tensors(checkpoint.model, reference)
     pcb = make_pcb_reference(checkpoint, reference) if bundle.manifest.calibration else None
@@ -119,8 +120,8 @@ def compare_rows(bundle: Bundle, checkpoint: Checkpoint, frames: Frames) -> Iter
             yield from chain_rows(bundle, engine, name, reference, pcb)
 
 
-def make_reference(checkpoint: Checkpoint, frames: Frames) -> Reference:
-    """PyTorch's raw outputs of some frames: the content of reference.npz."""
+def make_reference(checkpoint: Checkpoint, frames: Frames, *, features: bool = False) -> Reference:
+    """PyTorch's raw outputs of some frames, perhaps with features: the content of reference.npz."""
     pairs = [preprocess(frame, checkpoint.preprocess) for frame in frames]
     images = np.stack([image for image, _ in pairs])
     valid_hw = np.asarray([geometry.valid_hw for _, geometry in pairs], np.float32)
@@ -128,7 +129,10 @@ def make_reference(checkpoint: Checkpoint, frames: Frames) -> Reference:
         # One image at a time, as the published batching of the neck would let them influence each other.
         raw = [checkpoint.model(i[None], hw[None]) for i, hw in zip(*_tensors(images, valid_hw), strict=True)]
     outputs = (torch.cat([getattr(one, name) for one in raw]).numpy() for name in ("boxes", "scores", "valid"))
-    return Reference(tuple(frames), images, valid_hw, *outputs)
+    reference = Reference(tuple(frames), images, valid_hw, *outputs)
+    if not features:
+        return reference
+    return replace(reference, features=_torch_tensors(checkpoint.model, reference)[FEATURES])
 
 
 def make_pcb_reference(checkpoint: Checkpoint, reference: Reference) -> PcbReference:
@@ -166,10 +170,10 @@ def _torch_stages(model: GLMDNet, image: Tensor, valid_hw: Tensor) -> Stages:
     for_rpn, for_rcnn = model.affine_rpn(neck), model.affine_rcnn(neck)
     objectness, deltas = model.rpn.head(for_rpn)
     proposals, valid = model.rpn(for_rpn, valid_hw)
-    pooled = model.roi_heads.pooled(for_rcnn, list(proposals))[None]  # (R, D) -> (1, R, D)
-    logits, box_deltas = (t[None] for t in model.roi_heads.predictor(pooled[0]))  # (R, ...) -> (1, R, ...)
+    features = model.roi_heads.pooled(for_rcnn, list(proposals))[None]  # (R, D) -> (1, R, D)
+    logits, box_deltas = (t[None] for t in model.roi_heads.predictor(features[0]))  # (R, ...) -> (1, R, ...)
     boxes, scores = model.roi_heads(for_rcnn, proposals, valid_hw)
-    return Stages(trunk, neck, objectness, deltas, proposals, valid, pooled, logits, box_deltas, boxes, scores)
+    return Stages(trunk, neck, objectness, deltas, proposals, valid, features, logits, box_deltas, boxes, scores)
 
 
 def _tensors(*arrays: NDArray[Any]) -> list[Tensor]:
@@ -214,7 +218,8 @@ def _batch_row(backend: Backend, name: str, engine: str, bundle: Bundle, referen
     """N different images in one call against N calls with copies of one: images must not influence each other."""
     manifest = bundle.manifest
     precision, batch = manifest.engines[engine], manifest.graph.batch
-    some = [np.resize(getattr(reference, f.name), (batch, *getattr(reference, f.name).shape[1:])) for f in _ARRAYS]
+    arrays = [array for name in _ARRAYS if (array := getattr(reference, name)) is not None]
+    some = [np.resize(array, (batch, *array.shape[1:])) for array in arrays]
     together = run_engine(backend, manifest, Reference((), *some))
     alone = [run_engine(backend, manifest, Reference((), *(a[i : i + 1] for a in some)))[0] for i in range(batch)]
     outcome = compare_raw(alone, together, TOLERANCES[precision], max(reference.images.shape[2:]))

@@ -5,6 +5,7 @@
 ...     found = detector.run(frame)
 """
 
+from glmd_runtime.bad_pixels import find_bad_pixels
 from glmd_runtime.bundle import Bundle, Manifest, open_bundle
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
@@ -17,17 +18,20 @@ from glmd_runtime.errors import (
     UnsupportedError,
     UsageError,
 )
+from glmd_runtime.front_end import Camera, FrontEnd
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
-from glmd_runtime.thermal import Intensity
+from glmd_runtime.thermal import Intensity, Radiometry
 from glmd_runtime.verify import VerifyReport, verify_bundle
 
 __all__ = [
     "Bundle",
     "BundleError",
+    "Camera",
     "Detections",
     "Detector",
     "FrameError",
+    "FrontEnd",
     "Geometry",
     "GlmdError",
     "Intensity",
@@ -35,11 +39,13 @@ __all__ = [
     "ParityError",
     "PostprocessSpec",
     "PreprocessSpec",
+    "Radiometry",
     "RawOutputs",
     "SourceError",
     "UnsupportedError",
     "UsageError",
     "VerifyReport",
+    "find_bad_pixels",
     "open_bundle",
     "postprocess",
     "preprocess",

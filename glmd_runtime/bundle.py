@@ -12,6 +12,10 @@ A bundle with prototypical calibration also has
     prototypes.safetensors   the prototypes (K, D)
     pcb_reference.npz        PyTorch's boxes and logits for the reference's frames
 
+and one whose detector was taught classes on the device (`Detector.enroll`)
+
+    enrolled.safetensors     what their scores are computed with: weights (E, D), biases (E,)
+
 Nothing writes into a bundle afterwards: whoever changes something writes a new one.
 """
 
@@ -33,14 +37,16 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from glmd_runtime.calibration import CalibrationSpec
+from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, UsageError
-from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
+from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
 
 SCHEMA_VERSION = 1
 MANIFEST, SEAL, REFERENCE, VERIFY = "manifest.json", "manifest.sha256", "reference.npz", "verify.json"
 PCB_MODEL, PROTOTYPES, PCB_REFERENCE = "pcb.onnx", "prototypes.safetensors", "pcb_reference.npz"
-_OPTIONAL = {"calibration"}  # keys that a manifest may lack
+ENROLLED = "enrolled.safetensors"
+_OPTIONAL = {"calibration", "enrolled"}  # keys that a manifest may lack
 _EXPORT_AGAIN = "Export or copy the bundle again."
 
 Shape = tuple[int, ...]
@@ -80,7 +86,8 @@ class Manifest:
     engines      file name -> precision ("fp32", "fp16", ...) of each file a backend can load
     provenance   free values: checkpoint, data, commit, versions
     sha256       file name -> hash of each file but manifest.json and manifest.sha256
-    calibration  of a bundle with PCB; manifest.json has the key only then
+    class_names  of the graph's K classes; those that were enrolled come after them
+    calibration  of a bundle with PCB, enrolled of one with enrolled classes; manifest.json has the keys only then
     """
 
     name: str
@@ -92,13 +99,14 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     calibration: CalibrationSpec | None = None
+    enrolled: EnrolledSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
         specs = {key: getattr(self, key).to_dict() for key in ("preprocess", "postprocess", "graph")}
         plain = {key: dict(getattr(self, key)) for key in ("engines", "provenance", "sha256")}
         head = {"schema_version": SCHEMA_VERSION, "name": self.name, "class_names": list(self.class_names)}
-        calibration = {"calibration": self.calibration.to_dict()} if self.calibration else {}
-        return {**head, **specs, **plain, **calibration}
+        optional = {key: spec.to_dict() for key in sorted(_OPTIONAL) if (spec := getattr(self, key)) is not None}
+        return {**head, **specs, **plain, **optional}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
@@ -127,6 +135,7 @@ class Manifest:
                 graph=GraphSpec.from_dict(values["graph"]),
                 **{key: dict(values[key]) for key in ("engines", "provenance", "sha256")},
                 calibration=CalibrationSpec.from_dict(values["calibration"]) if "calibration" in values else None,
+                enrolled=EnrolledSpec.from_dict(values["enrolled"]) if "enrolled" in values else None,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error
@@ -139,6 +148,7 @@ class Reference:
     frames    N camera arrays as `preprocess` takes them
     images    (N, C, H, W) float32 and valid_hw (N, 2) float32, the graph's inputs
     boxes     (N, R, K, 4) float32, scores (N, R, K) float32, valid (N, R) bool, the raw outputs
+    features  (N, R, D) float32, of a graph that gives them; else None
     """
 
     frames: tuple[NDArray[Any], ...]
@@ -147,17 +157,20 @@ class Reference:
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     valid: NDArray[np.bool_]
+    features: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def raw_outputs(self) -> list[RawOutputs]:
-        return [RawOutputs(*row) for row in zip(self.boxes, self.scores, self.valid, strict=True)]
+        return split_outputs({name: getattr(self, name) for name in RAW_OUTPUTS})
 
     def to_bytes(self) -> bytes:
         """The content of reference.npz."""
-        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "frames"}
+        arrays: dict[str, Any] = {
+            f.name: array for f in fields(self) if f.name != "frames" and (array := getattr(self, f.name)) is not None
+        }
         arrays |= {f"frame{i}": frame for i, frame in enumerate(self.frames)}  # frames may differ in size
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -167,7 +180,7 @@ class Reference:
     def load(cls, path: Path) -> Reference:
         with np.load(path, allow_pickle=False) as arrays:
             frames = tuple(arrays[f"frame{i}"] for i in range(len(arrays["images"])))
-            return cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name != "frames"})
+            return cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
 
 
 @dataclass(frozen=True)
@@ -296,7 +309,8 @@ def _check_files(path: Path, manifest: Manifest) -> None:
 
 def _needed(manifest: Manifest) -> set[str]:
     """The files that a manifest itself speaks of."""
-    return set(manifest.engines) | ({PCB_MODEL, PROTOTYPES} if manifest.calibration else set())
+    pcb = {PCB_MODEL, PROTOTYPES} if manifest.calibration else set()
+    return set(manifest.engines) | pcb | ({ENROLLED} if manifest.enrolled else set())
 
 
 def _check_hash(path: Path, expected: str) -> None:

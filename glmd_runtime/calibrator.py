@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +66,14 @@ class Calibrator:
             row[: len(one)] = one
         outputs = backends.run_padded(self._backend, self._batch, {"images": images, "boxes": padded})
         return [rows[: len(one)] for rows, one in zip(outputs["logits"], boxes, strict=True)]
+
+    def and_classes(self, names: Sequence[str]) -> Calibrator:
+        """The same graph for some more classes, which have no prototypes: their scores stay as they are."""
+        other, prototypes = copy(self), self.calibration.prototypes
+        none = np.zeros((len(names), prototypes.shape[1]), np.float32)
+        other.calibration = replace(self.calibration, prototypes=np.concatenate([prototypes, none]))
+        other._class_names = (*self._class_names, *names)
+        return other
 
     def close(self) -> None:
         self._backend.close()

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
 
 from glmd_runtime.errors import GlmdError, UnsupportedError
 
@@ -51,3 +57,33 @@ def one_line(error: Exception) -> str:
 def _fail(prog: str, text: str, code: int) -> int:
     print(f"{prog}: error: {text}", file=sys.stderr)
     return code
+
+
+class _Loading(logging.Handler):
+    """What building an engine has to say: the last of it beside a spinner, warnings on lines of their own."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(logging.INFO)
+        self._status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = Text(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self._status.console.print(text)
+        else:
+            self._status.update(text)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show on stderr what the runtime logs in the meantime."""
+    logger = logging.getLogger("glmd_runtime")
+    with Console(stderr=True).status("loading the engine") as status:
+        handler, level = _Loading(status), logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glmd_runtime import backends
 from glmd_runtime.backends.device_array import is_on_device
-from glmd_runtime.bundle import Bundle, open_bundle
+from glmd_runtime.bundle import ENROLLED, Bundle, open_bundle, write_bundle
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import BundleError, FrameError, GlmdError, UsageError
-from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.enroll import Enrolment, Regions, learn, read_enrolment, regions
+from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.front_end import Camera, FrontEnd
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, check_frame, preprocess
 from glmd_runtime.selection import open_best
 from glmd_runtime.tiles import Tiles, merge, parse_tiles
@@ -59,10 +64,14 @@ class Detector:
     ) -> None:
         self._tiles = parse_tiles(tiles)
         bundle, files = _open(Path(engine))
-        self._manifest = bundle.manifest
+        self._bundle, self._manifest = bundle, bundle.manifest
         calibration = bundle.manifest.calibration if pcb else None
         own = calibration.postprocess(self._manifest.postprocess) if calibration else self._manifest.postprocess
-        self._postprocess = _with_threshold(own, score_threshold)
+        self._enrolment = _enrolment(bundle)
+        if self._enrolment:
+            own = _with_classes(own, self._enrolment)
+        self._own_postprocess = own
+        self.score_threshold = score_threshold
         self._backend: backends.Backend | None
         if isinstance(backend, str):
             self._backend_name, self._engine, self._backend = open_best(
@@ -74,10 +83,23 @@ class Detector:
         self._calibrator = (
             Calibrator(bundle, self._backend_name, threads=threads, device=device) if calibration else None
         )
+        if self._calibrator and self._enrolment:
+            self._calibrator = self._calibrator.and_classes(self._enrolment.spec.class_names)
+        self._owners = _Owners()
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self._manifest.class_names
+        return (*self._manifest.class_names, *(self._enrolment.spec.class_names if self._enrolment else ()))
+
+    @property
+    def score_threshold(self) -> float | None:
+        """One number for all classes, or None for the manifest's own; may be set while streams run."""
+        return self._score_threshold
+
+    @score_threshold.setter
+    def score_threshold(self, value: float | None) -> None:
+        self._postprocess = _with_threshold(self._own_postprocess, value)
+        self._score_threshold = value
 
     def info(self) -> dict[str, Any]:
         """What runs here, as plain values: model, engine, backend, device, precision, thresholds, size, provenance.
@@ -111,6 +133,18 @@ class Detector:
         image, geometry = preprocess(frame, self._manifest.preprocess)
         return self.run_images(image[None], [geometry])[0]
 
+    @property
+    def batch(self) -> int:
+        """Frames that one call of the graph takes; those of `run_all` go through it in groups of so many."""
+        return 1 if self._tiles else self._manifest.graph.batch
+
+    def run_all(self, frames: Sequence[Any]) -> list[Detections]:
+        """Detect the objects of several frames, of whatever sizes; each as in `run`."""
+        if self._tiles or not frames:
+            return [self.run(frame) for frame in frames]
+        pairs = [preprocess(_as_numpy(frame), self._manifest.preprocess) for frame in frames]
+        return self.run_images(np.stack([image for image, _ in pairs]), [geometry for _, geometry in pairs])
+
     def _run_tiles(self, frame: Any, tiles: Tiles) -> Detections:
         check_frame(frame)
         windows = tiles.windows(frame.shape[:2])  # (T + 1, 4)
@@ -132,20 +166,24 @@ class Detector:
         Returns: one result an image, boxes in pixels of the frame that the geometry names, best score first.
         Raises: FrameError for another shape, type or place, GlmdError after `close`.
         """
+        raws = self._run_raw(images, geometries)
+        if self._enrolment:
+            raws = [self._enrolment.extend(raw, self._postprocess) for raw in raws]
+        if self._calibrator:
+            return self._calibrator.detections(np.asarray(images), raws, geometries, self._postprocess)
+        return [
+            postprocess(raw, to, self._postprocess, self.class_names) for raw, to in zip(raws, geometries, strict=True)
+        ]
+
+    def _run_raw(self, images: Any, geometries: Sequence[Geometry]) -> list[RawOutputs]:
+        """The graph's own answers, of its K classes."""
         backend = self._backend
         if backend is None:
             raise GlmdError("The Detector is closed and cannot run another frame. Make a new one.")
         self._check_images(images, len(geometries))
         valid_hw = np.asarray([geometry.valid_hw for geometry in geometries], np.float32)  # (N, 2)
         inputs = {"images": images if is_on_device(images) else np.asarray(images), "valid_hw": valid_hw}
-        outputs = backends.run_padded(backend, self._manifest.graph.batch, inputs)
-        rows = zip(outputs["boxes"], outputs["scores"], outputs["valid"].astype(bool), strict=True)
-        raws = [RawOutputs(*row) for row in rows]
-        if self._calibrator:
-            return self._calibrator.detections(inputs["images"], raws, geometries, self._postprocess)
-        return [
-            postprocess(raw, to, self._postprocess, self.class_names) for raw, to in zip(raws, geometries, strict=True)
-        ]
+        return split_outputs(backends.run_padded(backend, self._manifest.graph.batch, inputs))
 
     def _check_images(self, images: Any, count: int) -> None:
         shape = (count, *self._manifest.graph.inputs["images"][1:])
@@ -166,25 +204,98 @@ class Detector:
                 "Pass a copy that is (of a torch tensor, images.cpu()), or use a TensorRT backend."
             )
 
-    def stream(self, source: str | Path | Iterable[Frame]) -> Iterator[tuple[Frame, Detections]]:
+    def stream(
+        self, source: str | Path | Iterable[Frame], *, camera: Camera | None = None
+    ) -> Iterator[tuple[Frame, Detections]]:
         """Every frame of a source with its detections.
 
-        Args: source, a video, picture, directory or "sim://..."; or any iterable of Frames.
+        Unlike `run` it remembers what was before: pictures of raw counts follow the scene with the model's (or the
+        camera's) damping, and while the shutter is closed nothing is detected; see `FrontEnd`. Detections have
+        temperatures where the source measures them.
+
+        Args: source, a video, picture, directory or "sim://..."; or any iterable of Frames; camera, what is particular
+            to this one.
         Raises: SourceError when it cannot be opened or read, UsageError for a wrong sim:// address.
         """
         if not isinstance(source, str | Path):
+            front_end = self.front_end(camera)
             for frame in source:
-                yield frame, self.run(frame.image)
+                prepared = front_end.prepare(frame)
+                found = None if prepared.picture is None else self.run(prepared.picture)
+                yield front_end.finish(prepared, found)
             return
         from glmd_runtime.video.sources import open_source
 
         with open_source(source) as opened:
-            yield from self.stream(opened)
+            yield from self.stream(opened, camera=camera)
+
+    def front_end(self, camera: Camera | None = None) -> FrontEnd:
+        """What one stream remembers, for a loop of one's own around `run`; `stream` is such a loop."""
+        return FrontEnd(self._manifest.preprocess, self.class_names, camera)
+
+    def enroll(self, name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> Detector:
+        """A detector that knows one more class, from a few boxes of it, without training; this one stays as it is.
+
+        It takes as long as running the frames. Both share the backend, which is closed with the last of them.
+        Args: name, of no class that is known; frames, as `run` takes them; boxes, of each frame (n, 4) xyxy in its
+            pixels, every object of the class in the frame: what is beside the boxes is learned as what it is not.
+            A frame without any (n = 0) shows only that.
+        Raises: UsageError for a known name, no frames, boxes that are none or outside of their frame, or that nothing
+            can be learned from; UnsupportedError for a bundle without features; FrameError; GlmdError after `close`.
+        """
+        if "features" not in self._manifest.graph.outputs:
+            raise UnsupportedError(
+                f"{self._bundle.path} gives no features to learn a class from. Export its checkpoint with --enroll."
+            )
+        self._check_enrol(name, frames, boxes)
+        found = [self._regions(_as_numpy(frame), wanted) for frame, wanted in zip(frames, boxes, strict=True)]
+        one = learn(name, found, self._postprocess.nms_iou)
+        other = copy(self)
+        other._enrolment = self._enrolment.and_one(one) if self._enrolment else one
+        other._own_postprocess = _with_classes(self._own_postprocess, one)
+        other.score_threshold = self.score_threshold
+        if self._calibrator:
+            other._calibrator = self._calibrator.and_classes([name])
+        self._owners.join()
+        return other
+
+    def _check_enrol(self, name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> None:
+        if not isinstance(name, str) or not name.strip() or name in self.class_names:
+            raise UsageError(f"A new class needs a name other than {', '.join(self.class_names)}; got {name!r}.")
+        if not len(frames) or len(frames) != len(boxes):
+            raise UsageError(
+                f"Enrolling needs one frame or more, and of each its boxes; got {len(frames)} frames and boxes of "
+                f"{len(boxes)}."
+            )
+        if not any(len(wanted) for wanted in boxes):
+            raise UsageError(f"Enrolling needs a box of {name!r} in one frame or more; got none.")
+
+    def _regions(self, frame: Any, wanted: Any) -> Regions:
+        image, geometry = preprocess(frame, self._manifest.preprocess)
+        xyxy = _checked_boxes(wanted, geometry.frame_hw)
+        return regions(self._run_raw(image[None], [geometry])[0], geometry.to_image(xyxy))
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Bundle:
+        """Write a bundle with this detector's enrolled classes: its bundle's files, sealed anew with what was learned.
+
+        Score thresholds are the learned ones, not a `score_threshold` of this detector.
+        Raises: UsageError when nothing was enrolled, and what `write_bundle` does; BundleError when the bundle on disk
+            is no longer the one that was opened.
+        """
+        if self._enrolment is None:
+            raise UsageError("There is nothing to save: no class was enrolled. Copy the bundle, or enroll one first.")
+        bundle = open_bundle(self._bundle.path)
+        if bundle.manifest != self._manifest:
+            raise BundleError(f"{bundle.path} was replaced since it was opened. Open it, and enroll the class again.")
+        files: dict[str, bytes | Path] = {name: bundle.path / name for name in bundle.manifest.sha256}
+        files[ENROLLED] = self._enrolment.to_bytes()
+        manifest = replace(self._manifest, name=Path(path).stem, enrolled=self._enrolment.spec)
+        return write_bundle(path, manifest, files, overwrite=overwrite)
 
     def close(self) -> None:
-        """Give back the backend; calling it again does nothing."""
+        """Give back the backend, unless another detector shares it; calling it again does nothing."""
         backend, self._backend = self._backend, None
-        if backend is not None:
+        if backend is not None and self._owners.leave():
             backend.close()
             if self._calibrator:
                 self._calibrator.close()
@@ -194,6 +305,51 @@ class Detector:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Owners:
+    """How many detectors share a backend."""
+
+    def __init__(self) -> None:
+        self._count, self._lock = 1, Lock()
+
+    def join(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def leave(self) -> bool:
+        """Whether this was the last one."""
+        with self._lock:
+            self._count -= 1
+            return self._count == 0
+
+
+def _enrolment(bundle: Bundle) -> Enrolment | None:
+    spec = bundle.manifest.enrolled
+    dimensions = bundle.manifest.graph.outputs.get("features", (0,))[-1]
+    return read_enrolment(bundle.path / ENROLLED, spec, dimensions) if spec else None
+
+
+def _with_classes(spec: PostprocessSpec, enrolment: Enrolment) -> PostprocessSpec:
+    """A post-processing of K classes -> of K + E."""
+    return replace(spec, score_thresholds=(*spec.score_thresholds, *enrolment.spec.score_thresholds))
+
+
+def _checked_boxes(boxes: Any, frame_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """(n, 4) float32 boxes that lie in their frame, to a pixel; n may be 0. Raises: UsageError."""
+    try:
+        xyxy = np.asarray(boxes if len(boxes) else np.empty((0, 4)), np.float32)
+    except (TypeError, ValueError):
+        xyxy = np.empty(0, np.float32)
+    h, w = frame_hw
+    if xyxy.ndim == 2 and xyxy.shape[1] == 4:
+        inside = (xyxy >= -1).all() and (xyxy <= np.array([w, h, w, h]) + 1).all()
+        if inside and (xyxy[:, 2:] > xyxy[:, :2]).all():
+            return xyxy
+    raise UsageError(
+        f"The boxes of a frame {w} pixels wide and {h} high are (n, 4) left, top, right, bottom in its pixels; got "
+        f"{boxes!r}."
+    )
 
 
 def _open(engine: Path) -> tuple[Bundle, list[str]]:

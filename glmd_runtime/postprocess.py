@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,16 @@ class RawOutputs:
     scores: NDArray[np.float32]
     valid: NDArray[np.bool_]
     features: NDArray[np.float32] | None = None
+
+
+RAW_OUTPUTS = tuple(field.name for field in fields(RawOutputs))
+
+
+def split_outputs(outputs: Mapping[str, NDArray[Any] | None]) -> list[RawOutputs]:
+    """A graph's outputs (N, ...) by name, with or without features -> those of each of the N images."""
+    columns = {name: array for name in RAW_OUTPUTS if (array := outputs.get(name)) is not None}
+    columns["valid"] = columns["valid"].astype(bool)
+    return [RawOutputs(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 @dataclass(frozen=True)

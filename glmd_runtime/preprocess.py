@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import FrameError, UnsupportedError
+from glmd_runtime.looks import Statistics
 from glmd_runtime.thermal import Intensity
 
 
@@ -22,6 +23,7 @@ class PreprocessSpec:
     intensity  how 16-bit counts become intensities
     resize     "letterbox": keep the aspect ratio, fill right and below with the mean; "published": the resize of
                GLMDNet and detectron2 (Pillow, bilinear), no padding, so that every frame size has its own image size
+    statistics what training's pictures looked like, so that a stream of others is noticed; None where nobody measured
     """
 
     size_hw: tuple[int, int]
@@ -29,6 +31,7 @@ class PreprocessSpec:
     std: tuple[float, ...]
     intensity: Intensity = field(default_factory=Intensity)
     resize: Literal["letterbox", "published"] = "letterbox"
+    statistics: Statistics | None = None
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
@@ -45,12 +48,14 @@ class PreprocessSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
         fields = {"size_hw": list(self.size_hw), "mean": list(self.mean), "std": list(self.std)}
-        return {**fields, "intensity": self.intensity.to_dict(), "resize": self.resize}
+        statistics = {"statistics": self.statistics.to_dict()} if self.statistics else {}
+        return {**fields, "intensity": self.intensity.to_dict(), "resize": self.resize, **statistics}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PreprocessSpec:
         lists = {key: tuple(values[key]) for key in ("size_hw", "mean", "std")}
-        return cls(**lists, intensity=Intensity(**values["intensity"]), resize=values["resize"])
+        statistics = Statistics.from_dict(values["statistics"]) if "statistics" in values else None
+        return cls(**lists, intensity=Intensity(**values["intensity"]), resize=values["resize"], statistics=statistics)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, UsageError
+from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
-from glmd_runtime.video.sources import import_av
 
 
 @contextmanager
@@ -88,6 +88,8 @@ class Mp4Sink:
         self.path, self.fps = Path(path), fps
         self._stream: Any = None
         self._hw: tuple[int, int] | None = None
+        self._tick = -1  # the last picture's place, in frames
+        self._start: float | None = None  # the first one's time
         if self.path.suffix.lower() != ".mp4":
             raise UsageError(f"A video's name must end in .mp4; got {path}.")
 
@@ -100,8 +102,13 @@ class Mp4Sink:
             self._stack = stack.pop_all()
         return self
 
-    def write(self, picture: NDArray[np.uint8]) -> None:
-        """Append one (H, W, 3) uint8 BGR picture. Raises: FrameError when its size differs from the first one's."""
+    def write(self, picture: NDArray[np.uint8], time: float | None = None) -> None:
+        """Append one (H, W, 3) uint8 BGR picture.
+
+        Args: time, seconds since the first one, so that a stream that lost frames plays at its own pace; None for the
+            next in a row.
+        Raises: FrameError when its size differs from the first one's.
+        """
         import av
 
         if self._stream is None:
@@ -111,6 +118,11 @@ class Mp4Sink:
         # H.264 halves the colour's resolution, so that both sides must be even.
         padded = np.pad(picture, ((0, self._hw[0] % 2), (0, self._hw[1] % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(padded, format="bgr24")
+        if time is not None:
+            self._start = time if self._start is None else self._start
+            self._tick = max(self._tick, round((time - self._start) * self.fps) - 1)
+        self._tick += 1
+        frame.pts, frame.time_base = self._tick, 1 / self._stream.codec_context.framerate
         self._container.mux(self._stream.encode(frame))
 
     def __exit__(self, *error: Any) -> None:

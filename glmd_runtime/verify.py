@@ -22,7 +22,7 @@ from glmd_runtime import backends, boxes
 from glmd_runtime.bundle import Bundle, Manifest, Reference
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, ParityError, PrecisionError, UnsupportedError
-from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
 
 Status = Literal["passed", "failed", "not_run"]
@@ -221,8 +221,7 @@ def check_engine(
 def run_engine(backend: backends.Backend, manifest: Manifest, reference: Reference) -> list[RawOutputs]:
     """An engine's raw outputs of the reference's images, in their order."""
     inputs = {"images": reference.images, "valid_hw": reference.valid_hw}
-    outputs = backends.run_padded(backend, manifest.graph.batch, inputs)
-    return [RawOutputs(*row) for row in zip(*(outputs[k] for k in ("boxes", "scores", "valid")), strict=True)]
+    return split_outputs(backends.run_padded(backend, manifest.graph.batch, inputs))
 
 
 @dataclass(frozen=True)
@@ -252,9 +251,21 @@ def compare_raw(
         ("unpaired", unpaired, "<=", tolerance.unpaired),
         *array_checks("box", a.boxes / canvas, b.boxes / canvas, tolerance.box_atol, tolerance),
         *array_checks("score", a.scores, b.scores, tolerance.score_atol, tolerance),
+        *_feature_checks(a, b, tolerance),
         **array_spread("box_px", a.boxes, b.boxes),
         **array_spread("score", a.scores, b.scores),
     )
+
+
+def _feature_checks(expected: RawOutputs, came: RawOutputs, tolerance: Tolerance) -> list[Check]:
+    """Of paired proposals, in units of the reference's root mean square; nothing where neither side has features."""
+    if expected.features is None and came.features is None:
+        return []
+    if expected.features is None or came.features is None:
+        return [("features_on_both_sides", 0.0, ">=", 1.0)]
+    a, b = expected.features, came.features
+    scale = max(float(np.sqrt(np.mean(np.square(a)))), 1e-6) if a.size else 1.0
+    return array_checks("feature", a / scale, b / scale, tolerance.score_atol, tolerance)
 
 
 def score_pairs(expected: Sequence[RawOutputs], came: Sequence[RawOutputs], tolerance: Tolerance) -> Floats:
@@ -268,11 +279,18 @@ def _paired(
 ) -> tuple[RawOutputs, RawOutputs]:
     """The paired proposals of all images, P rows on each side."""
     pairs = [pair_proposals(a, b, tolerance.pair_px) for a, b in zip(expected, came, strict=True)]
-    first, second = (
-        RawOutputs(*(np.concatenate([getattr(raw, name) for raw in side]) for name in ("boxes", "scores", "valid")))
-        for side in zip(*pairs, strict=True)
-    )
+    first, second = (_joined(side) for side in zip(*pairs, strict=True))
     return first, second
+
+
+def _joined(raws: Sequence[RawOutputs]) -> RawOutputs:
+    """The proposals of all images as those of one."""
+    names = [name for name in RAW_OUTPUTS if getattr(raws[0], name) is not None]
+    return RawOutputs(**{name: np.concatenate([getattr(raw, name) for raw in raws]) for name in names})
+
+
+def _chosen(raw: RawOutputs, rows: NDArray[np.int64]) -> RawOutputs:
+    return RawOutputs(**{name: a[rows] for name in RAW_OUTPUTS if (a := getattr(raw, name)) is not None})
 
 
 def pair_proposals(a: RawOutputs, b: RawOutputs, limit_px: float) -> tuple[RawOutputs, RawOutputs]:
@@ -282,9 +300,7 @@ def pair_proposals(a: RawOutputs, b: RawOutputs, limit_px: float) -> tuple[RawOu
     for i, row in enumerate(rows_a):
         cost[i] = np.abs(b.boxes[rows_b] - a.boxes[row]).mean(axis=(1, 2))
     chosen_a, chosen_b = greedy_pairs(np.where(cost <= limit_px, cost, np.inf))
-    chosen = ((a, rows_a[chosen_a]), (b, rows_b[chosen_b]))
-    first, second = (RawOutputs(x.boxes[rows], x.scores[rows], x.valid[rows]) for x, rows in chosen)
-    return first, second
+    return _chosen(a, rows_a[chosen_a]), _chosen(b, rows_b[chosen_b])
 
 
 def compare_detections(

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from glmd_runtime.errors import UsageError
+from glmd_runtime.errors import FrameError, UsageError
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.thermal import Intensity
 
 
 class _Strict(BaseModel):
@@ -97,16 +107,48 @@ class ModelConfig(_Strict):
         return self
 
 
+class IntensityConfig(_Strict):
+    """Raw 16-bit counts -> intensities, see `glmd_runtime.thermal.Intensity`; values out of range are refused there."""
+
+    mode: Literal["percentile", "linear", "plateau", "clahe"] = "percentile"
+    low: float = 1.0
+    high: float = 99.0
+    plateau: float = 1.0
+    clip: float = 2.0
+    polarity: Literal["white-hot", "black-hot"] = "white-hot"
+    damping: float = 0.0
+
+    @model_validator(mode="after")
+    def _is_one(self) -> IntensityConfig:
+        try:
+            self.spec()
+        except FrameError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def spec(self) -> Intensity:
+        return Intensity(**self.model_dump())
+
+
 class PreprocessConfig(_Strict):
     """Pixels -> network, see `glmd_runtime.preprocess.PreprocessSpec`; mean and std in intensities 0..255."""
 
     size_hw: tuple[PositiveInt, PositiveInt] = (512, 640)
     mean: tuple[float, ...] = (127.0,)
     std: tuple[PositiveFloat, ...] = (128.0,)
+    intensity: IntensityConfig = IntensityConfig()
     resize: Literal["letterbox", "published"] = "letterbox"
 
     def spec(self) -> PreprocessSpec:
-        return PreprocessSpec(self.size_hw, self.mean, self.std, resize=self.resize)
+        return PreprocessSpec(self.size_hw, self.mean, self.std, self.intensity.spec(), self.resize)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: Any) -> dict[str, Any]:
+        """Records of runs that began before there was a choice of intensity are those of the default."""
+        values: dict[str, Any] = serialize(self)
+        if self.intensity == IntensityConfig():
+            del values["intensity"]
+        return values
 
 
 class DatasetConfig(_Strict):

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     if fabric.is_global_zero:
         folder.begin(config, first)
     checkpoint = Checkpoint(
-        model, config.model, spec, PostprocessSpec((DEFAULT_SCORE,) * len(names)), provenance(config, known)
+        model, config.model, replace(spec, statistics=pictures.statistics()),
+        PostprocessSpec((DEFAULT_SCORE,) * len(names)), provenance(config, known),
     )
 
     wrapped.train()

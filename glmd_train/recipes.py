@@ -6,6 +6,7 @@ network and pixels) and what a lesson decides (classes, pictures, folder) is fil
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def fine_tuning(
     network = {**base.config.model_dump(mode="json"), "class_names": class_names, **values.pop("model", {})}
     own: dict[str, Any] = {
         "model": network,
-        "preprocess": {"size_hw": spec.size_hw, "mean": spec.mean, "std": spec.std, "resize": spec.resize},
+        "preprocess": {
+            "size_hw": spec.size_hw, "mean": spec.mean, "std": spec.std, "intensity": asdict(spec.intensity),
+            "resize": spec.resize,
+        },
         "augment": {"crop_hw": crop_hw, **values.pop("augment", {})},
         "weights": weights.resolve(),
         "train": train,

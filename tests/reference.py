@@ -117,3 +117,112 @@ def merge_tiles(
         if all(iou(np.array(box), np.array(other)) <= threshold for other in rivals):
             kept.append((score, k, box, t))
     return [row[:3] for row in kept]
+
+
+# Tracking and enrolment
+
+
+def votes(
+    history: list[tuple[float, int, int, float]], track: int, now: float, half_life: float, classes: int
+) -> list[float]:
+    """Rows (time, track, class_id, score) -> the weight of each class for a track."""
+    total = [0.0] * classes
+    for time, of, class_id, score in history:
+        if of == track:
+            total[class_id] += score * 0.5 ** ((now - time) / half_life)
+    return total
+
+
+def extend_scores(
+    known: np.ndarray, enrolled: np.ndarray, boxes: np.ndarray, valid: np.ndarray, thresholds: tuple[float, ...],
+    nms_iou: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(R, K), (R, E), (R, 4), (R,) -> the same scores, without those of the side that another region's beats."""
+    new_known, new_enrolled = known.copy(), enrolled.copy()
+    k = known.shape[1]
+    for r in range(len(known)):
+        for e in range(enrolled.shape[1]):
+            if e != list(enrolled[r]).index(enrolled[r].max()):
+                new_enrolled[r, e] = 0
+    only = new_enrolled.copy()
+    for r in range(len(known)):
+        for s in range(len(known)):
+            if s != r and not (valid[s] and iou(boxes[r], boxes[s]) > nms_iou):
+                continue
+            for c in range(k):
+                if known[s, c] > np.float32(thresholds[c]):
+                    new_enrolled[r, only[r] <= known[s, c]] = 0
+            for e in range(enrolled.shape[1]):
+                if only[s, e] > np.float32(thresholds[k + e]):
+                    new_known[r, known[r] < only[s, e]] = 0
+    return new_known, new_enrolled
+
+
+def best_f1(rows: list[tuple[float, bool]], objects: int) -> float:
+    """The best F1 that keeping detections from some score on can have, of (score, hit) rows."""
+    best = 0.0
+    for cut, _ in rows:
+        kept = [hit for score, hit in rows if score >= cut]
+        best = max(best, 2 * sum(kept) / (len(kept) + objects))
+    return best
+
+
+# Counts to intensities (glmd_runtime/agc.py, bad_pixels.py, thermal.py)
+
+
+def linear_window(counts: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(H, W) uint16 -> (H, W) uint8: `low` -> 0, `high` -> 255, linear between, cut beyond, rounded to nearest."""
+    scaled = (counts.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def percentile_window(counts: np.ndarray, low: float, high: float) -> np.ndarray:
+    first, last = np.percentile(counts, (low, high))
+    return linear_window(counts, first, max(last, first + 1))
+
+
+def plateau_equalisation(counts: np.ndarray, plateau: float) -> np.ndarray:
+    """Vickers 1996, one count after the other; not rounded."""
+    pixels: dict[int, float] = {}
+    for count in counts.ravel().tolist():
+        pixels[count] = pixels.get(count, 0) + 1
+    ceiling = plateau * sum(pixels.values()) / len(pixels)
+    area, up_to = {}, 0.0
+    for count in sorted(pixels):
+        up_to += min(pixels[count], ceiling)
+        area[count] = up_to
+    first, last = area[min(pixels)], area[max(pixels)]
+    return np.array([[255 * (area[c] - first) / (last - first) if last > first else 0 for c in row]
+                     for row in counts.tolist()])
+
+
+def fill_bad_pixels(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Each bad pixel: the median of the good ones beside it, in a 5x5 square where a 3x3 one has none."""
+    filled = frame.copy()
+    for y in range(len(frame)):
+        for x in range(frame.shape[1]):
+            for radius in (1, 2) if mask[y, x] else ():
+                around = [(j, i) for j in range(y - radius, y + radius + 1) for i in range(x - radius, x + radius + 1)
+                          if 0 <= j < len(frame) and 0 <= i < frame.shape[1] and not mask[j, i]]
+                if around:
+                    filled[y, x] = int(np.median([frame[place] for place in around]))
+                    break
+    return filled
+
+
+def temperatures(frame: np.ndarray, box: np.ndarray, gain: float, offset: float) -> tuple[float, float, float]:
+    """Min, mean, max over the pixels whose area a box (4,) shares, in degrees Celsius."""
+    x1, y1, x2, y2 = (float(edge) for edge in box)
+    inside = [gain * int(frame[y, x]) + offset for y in range(len(frame)) for x in range(frame.shape[1])
+              if x < x2 and x + 1 > x1 and y < y2 and y + 1 > y1]
+    return min(inside), sum(inside) / len(inside), max(inside)
+
+
+def flicker(pictures: list[np.ndarray], frames: list[np.ndarray]) -> int:
+    """The largest change of intensity, from one frame to the next, of a pixel whose count has not changed."""
+    worst = 0
+    for before, after, was, is_now in zip(pictures[:-1], pictures[1:], frames[:-1], frames[1:], strict=True):
+        unchanged = was == is_now
+        if unchanged.any():
+            worst = max(worst, int(np.abs(after.astype(int) - before)[unchanged].max()))
+    return worst

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.thermal import Radiometry
+
+Held = Literal["frozen", "uniform"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,8 @@ class Frame:
     truth       what is in the picture, where the source knows it (the simulator); else None
     captured    when the frame came, in seconds of `time.monotonic()`: now minus this is its age
     radiometry  how its counts are temperatures; None where the camera does not measure any
+    held        why nothing was detected in it: "frozen" or "uniform", as cameras' pictures are while their shutter is
+                closed; its detections are then those of the frame before. None for a frame that was looked at
     """
 
     image: NDArray[np.unsignedinteger[Any]]
@@ -31,3 +35,4 @@ class Frame:
     truth: Detections | None = None
     captured: float = field(default_factory=monotonic)
     radiometry: Radiometry | None = None
+    held: Held | None = None

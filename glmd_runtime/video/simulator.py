@@ -42,6 +42,7 @@ class SceneSpec:
     frames   how many; 0 never ends
     fps      frames a second of scene time
     objects  how many objects live in the scene; None lets the seed choose
+    live     whether the clock asks for frames, as it does of a camera, or the one who reads them
     """
 
     scene: str = "ground"
@@ -50,6 +51,7 @@ class SceneSpec:
     frames: int = 300
     fps: float = 30.0
     objects: int | None = None
+    live: bool = False
 
     def __post_init__(self) -> None:
         limits = {
@@ -66,7 +68,7 @@ class SceneSpec:
 
 
 def parse_sim_uri(uri: str) -> SceneSpec:
-    """`sim://SCENE?seed=7&frames=90&size=WIDTHxHEIGHT&fps=30&objects=12`; each key may be left out."""
+    """`sim://SCENE?seed=7&frames=90&size=WIDTHxHEIGHT&fps=30&objects=12&live=1`; each key may be left out."""
     parts = urlsplit(uri)
     if parts.scheme != "sim" or parts.netloc not in SCENE_SIZES or parts.path not in ("", "/"):
         raise UsageError(f"expected sim://{' or sim://'.join(SCENE_SIZES)}; got {uri!r}; try sim://ground?seed=7")
@@ -93,6 +95,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "size": ("size_hw", _read_size, "640x512"),
     "fps": ("fps", float, "30"),
     "objects": ("objects", int, "12"),
+    "live": ("live", lambda text: bool(("0", "1").index(text)), "1"),
 }
 
 

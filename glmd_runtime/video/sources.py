@@ -1,165 +1,89 @@
-"""Where frames come from: a video, a picture, a directory of pictures, the simulator."""
+"""Where frames come from, by address."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+from glmd_runtime.errors import SourceError, UsageError
+from glmd_runtime.video.address import parse_address, redacted
+from glmd_runtime.video.cameras import DeviceCamera, NetworkCamera, SimulatedCamera
+from glmd_runtime.video.files import KINDS, PICTURE_SUFFIXES, open_files, read_picture
+from glmd_runtime.video.live import STALENESS, Camera, LiveSource, Policy, check_live
+from glmd_runtime.video.simulator import SceneSpec, parse_sim_uri, simulate
+from glmd_runtime.video.source import OnStatus, Source
 
-from glmd_runtime.errors import SourceError, UnsupportedError
-from glmd_runtime.video.frame import Frame
-from glmd_runtime.video.simulator import parse_sim_uri, simulate
-
-if TYPE_CHECKING:
-    import av
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm")
-PICTURES_FPS = 10.0  # pictures have no clock; at this rate a clip of them can be followed by eye
-VIDEO_FPS = 25.0  # for the few videos that do not say
+__all__ = ["PICTURE_SUFFIXES", "open_source", "read_picture"]
 
 
-class Source:
-    """Frames in order, read as they are asked for; iterate it once, inside `with`.
+def open_source(
+    uri: str | Path, *, policy: Policy = "freshest", staleness: float = STALENESS, on_status: OnStatus | None = None
+) -> Source:
+    """Open a file, a directory, a pattern, the simulator or a camera; docs/sources.md has every address.
 
-    name    for people
-    fps     frames a second
-    frames  how many, None when it is not known or never ends
+    Args:
+        policy, staleness: of live sources, see `LiveSource`; files give every frame, as they are asked for.
+        on_status: called with the present status and every one to come; of a camera, from its thread.
+    Raises: SourceError when there is no such file, or nothing readable; UsageError for a wrong address or value. A
+        camera that is not there raises nothing: it is tried again, and `status` says so. A picture or packet of a file
+        that cannot be read raises SourceError when its turn comes.
     """
-
-    def __init__(
-        self,
-        name: str,
-        fps: float,
-        frames: int | None,
-        stream: Iterator[Frame],
-        release: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.name, self.fps, self.frames = name, fps, frames
-        self._stream, self._release = stream, release
-
-    def __iter__(self) -> Iterator[Frame]:
-        return self._stream
-
-    def close(self) -> None:
-        self._release()
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    uri = str(uri)
+    check_live(policy, staleness)
+    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
+    if scheme == "sim":
+        spec = parse_sim_uri(uri)
+        if spec.live:
+            return LiveSource(SimulatedCamera(spec, uri), policy=policy, staleness=staleness, on_status=on_status)
+        return _told(_simulation(uri, spec), on_status)
+    if scheme in _CAMERAS:
+        keys, make = _CAMERAS[scheme]
+        address = parse_address(uri, ("celsius", *keys))
+        radiometry = address.values.pop("celsius", None)
+        timeout = {key: address.values[key] for key in ("timeout",) if key in address.values}
+        camera = make(address.location, address.name, **address.values)
+        return LiveSource(
+            camera, policy=policy, staleness=staleness, radiometry=radiometry, on_status=on_status, **timeout
+        )
+    if scheme:
+        raise SourceError(f"A source is {KINDS}; got {redacted(uri)}.")
+    return _told(open_files(uri), on_status)
 
 
-def open_source(uri: str | Path) -> Source:
-    """Open a video, a picture, a directory (one clip of its pictures, in name order) or `sim://SCENE?seed=7`.
-
-    Raises: SourceError when there is nothing there, or nothing readable; UsageError for a wrong sim:// address. A
-    picture or packet further on that cannot be read raises SourceError when its turn comes.
-    """
-    if str(uri).startswith("sim://"):
-        return _simulation(str(uri))
-    path = Path(uri)
-    if "://" in str(uri):
-        raise SourceError(f"A source is a video, a picture, a directory or sim://...; got {uri}.")
-    if path.is_dir():
-        return _directory(path)
-    if not path.is_file():
-        raise SourceError(f"A source is a video, a picture, a directory or sim://...; {path} does not exist.")
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return Source(path.name, PICTURES_FPS, 1, iter([Frame(read_picture(path), 0, 0.0)]))
-    return _video(path)
+def _told(source: Source, on_status: OnStatus | None) -> Source:
+    if on_status:
+        source.listen(on_status)
+    return source
 
 
-def read_picture(path: Path) -> NDArray[Any]:
-    """One picture file as a camera array: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped."""
-    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if picture is None:
-        raise SourceError(f"{path} cannot be read as a picture. Is it damaged, or named like one by mistake?")
-    if picture.ndim == 3 and picture.shape[2] == 4:
-        picture = picture[:, :, :3]
-    if picture.dtype == np.uint8 or (picture.dtype == np.uint16 and picture.ndim == 2):
-        return np.ascontiguousarray(picture)
-    raise SourceError(
-        f"A picture must be grey with 8 or 16 bits, or colour with 8; {path} is {picture.shape} {picture.dtype}. "
-        "Convert it, raw thermal counts to 16-bit grey."
-    )
-
-
-def _simulation(uri: str) -> Source:
-    spec = parse_sim_uri(uri)
+def _simulation(uri: str, spec: SceneSpec) -> Source:
     return Source(uri, spec.fps, spec.frames or None, simulate(spec))
 
 
-def _directory(path: Path) -> Source:
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
-    if not files:
-        raise SourceError(f"A directory must hold pictures ({', '.join(PICTURE_SUFFIXES)}); {path} holds none.")
-    return Source(path.name, PICTURES_FPS, len(files), _pictures(files))
-
-
-def _pictures(files: list[Path]) -> Iterator[Frame]:
-    first: NDArray[Any] | None = None
-    for index, file in enumerate(files):
-        image = read_picture(file)
-        first = image if first is None else first
-        if (image.shape, image.dtype) != (first.shape, first.dtype):
-            raise SourceError(
-                f"The pictures of a directory are one clip and must be alike: {files[0].name} is {first.shape} "
-                f"{first.dtype}, {file} is {image.shape} {image.dtype}. Put other kinds into other directories."
-            )
-        yield Frame(image, index, index / PICTURES_FPS)
-
-
-def _video(path: Path) -> Source:
-    av = import_av()
-    not_video = SourceError(f"{path} cannot be read as a video. Is it damaged, or no video at all?")
+def _network(location: str, name: str, **values: object) -> Camera:
     try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, ValueError) as error:
-        raise not_video from error
-    # FFmpeg renders text files as if they were a terminal; nobody means that.
-    if not container.streams.video or container.format.name == "tty":
-        container.close()
-        raise not_video
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    fps = float(stream.average_rate or stream.guessed_rate or VIDEO_FPS)
-    return Source(path.name, fps, stream.frames or None, _decode(container, path, fps), container.close)
+        parts = urlsplit(location)
+        whole = bool(parts.hostname if parts.scheme == "rtsp" and parts.port != 0 else parts.port)
+    except ValueError:  # a port that is no number
+        whole = False
+    if not whole:
+        raise UsageError(
+            f"expected rtsp://user:password@host:554/path or udp://@:5000; got {name}; correct it"
+        )
+    return NetworkCamera(location, name, **values)  # type: ignore[arg-type]
 
 
-def _decode(container: av.container.InputContainer, path: Path, fps: float) -> Iterator[Frame]:
-    import av
-
-    start, index = None, 0
-    try:
-        for picture in container.decode(video=0):
-            time = picture.time if picture.time is not None else index / fps
-            start = time if start is None else start
-            yield Frame(_to_array(picture), index, time - start)
-            index += 1
-    except av.error.FFmpegError as error:
-        raise SourceError(f"{path} cannot be decoded after frame {index}: {error}. Is the file complete?") from error
-    if index == 0:
-        raise SourceError(f"{path} must hold at least one frame; none could be decoded. Is the file complete?")
+def _device(location: str, name: str, **values: object) -> Camera:
+    path = location.removeprefix("v4l2://")
+    if not path.startswith("/"):
+        raise UsageError(f"expected v4l2:///dev/video0; got {location}; correct it")
+    values["size_hw"] = values.pop("size", None)
+    return DeviceCamera(path, name, **values)  # type: ignore[arg-type]
 
 
-def _to_array(picture: av.VideoFrame) -> NDArray[Any]:
-    """Grey stays grey, 8 or 16 bits; everything else becomes (H, W, 3) uint8 BGR."""
-    name = picture.format.name
-    if name == "gray":
-        return picture.to_ndarray(format="gray")
-    return picture.to_ndarray(format="gray16le" if name.startswith("gray") else "bgr24")
-
-
-def import_av() -> Any:
-    """PyAV, or an error that says how to get it."""
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        remedy = "pip install '.[video]' in the SDK's folder"
-        raise UnsupportedError(f"Reading and writing video needs PyAV. Run: {remedy}") from error
-    return av
+_CAMERAS: dict[str, tuple[tuple[str, ...], Callable[..., Camera]]] = {
+    "rtsp": (("timeout", "transport"), _network),
+    "udp": (("timeout",), _network),
+    "v4l2": (("format", "size", "fps"), _device),
+}

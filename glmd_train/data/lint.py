@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.boxes import xywh_to_xyxy
 from glmd_runtime.errors import DatasetError, SourceError
+from glmd_runtime.looks import CLEAR, COLOURFUL, WARM_BLOODED, wilson
 from glmd_train.data.coco import check_annotation, expand, picture_folder, read_coco
 from glmd_train.data.measures import Measures, measure
 
@@ -25,18 +25,10 @@ Progress = Callable[[str, int, int], None]  # annotation file, pictures done, pi
 
 SHOWN = 5  # places of a finding that are printed
 TINY = 3.0  # pixels; a box with a shorter side holds hardly a feature
-COLOURFUL = 0.1  # part of the pixels; what makes a picture a coloured one
-CLEAR = 8.0  # intensities; an object with less contrast says nothing of the polarity
 MIN_VOTES = 10  # pictures; fewer say nothing either
 MINORITY = 0.1  # a set is of mixed polarity if surely more than this part of it is of the rarer one
 # Unlike pictures differ in about half of the 256 bits. Both bounds must hold: a thumbnail of plain sky proves little.
 NEAR_BITS, NEAR_CORRELATION = 40, 0.95
-# Warmer than what surrounds them nearly always, so that they tell white-hot from black-hot. A car may be either.
-WARM_BLOODED = frozenset({
-    "person", "people", "pedestrian", "human", "man", "woman", "child", "rider", "animal", "dog", "cat", "horse", "cow",
-    "sheep", "pig", "goat", "deer", "bison", "elephant", "bear", "zebra", "giraffe", "rhino", "lion", "cheetah",
-    "leopard", "wolf", "fox", "boar", "rabbit",
-})
 ID, NUMBER = (int, str), (int, float)
 FORMS: dict[str, dict[str, Any]] = {  # what a record must have to be used
     "categories": {"id": ID, "name": str},
@@ -262,17 +254,6 @@ class Polarity:
         """white-hot or black-hot, where the 95% interval lies on one side of a half."""
         low, high = wilson(self.bright, self.bright + self.dark)
         return "white-hot" if low > 0.5 else "black-hot" if high < 0.5 else None
-
-
-def wilson(hits: int, number: int) -> tuple[float, float]:
-    """The 95% score interval of a proportion; (0, 1) of nothing."""
-    if number == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    p, shrink = hits / number, 1 + z * z / number
-    middle = (p + z * z / (2 * number)) / shrink
-    half = z / shrink * math.sqrt(p * (1 - p) / number + z * z / (4 * number * number))
-    return middle - half, middle + half
 
 
 def polarity_of(one: LabelledSet) -> Polarity:

@@ -12,12 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from glmd_runtime.errors import DatasetError
+from glmd_runtime.looks import Looks, Statistics
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.config import AugmentConfig, DatasetConfig
 from glmd_train.data.coco import Record, load_coco_files
 from glmd_train.data.gcoco import to_grey
 from glmd_train.data.transforms import Sample, augment
 from glmd_train.model.matching import Target
+
+LOOKED_AT = 200  # pictures that tell what a training's look like
 
 Batch = tuple[Tensor, Tensor, list[Target]]  # images (B, C, H, W), valid_hw (B, 2), targets
 
@@ -56,6 +59,10 @@ class TrainingSet(Dataset[Sample]):
                 "the names in class_names, leave them out, or label some."
             )
 
+    def statistics(self) -> Statistics:
+        """Brightness, contrast and colour of the run's pictures, as its first LOOKED_AT show them to the network."""
+        return Statistics.of(Looks.of(intensities_of(self[n], self.spec)) for n in range(LOOKED_AT))
+
     def __getitem__(self, number: int) -> Sample:
         # The data of picture and augmentation are two streams: the deck of an epoch must not depend on either.
         rng = np.random.default_rng([self.seed, number, 1])
@@ -69,6 +76,14 @@ class TrainingSet(Dataset[Sample]):
             return int(np.random.default_rng([self.seed, number]).choice(len(self.records), p=self.chances))
         epoch, place = divmod(number, len(self.records))
         return int(_deck(self.seed, epoch, len(self.records))[place])
+
+
+def intensities_of(sample: Sample, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """The picture in a sample, without padding: (H, W) uint8 grey, or (H, W, 3) BGR."""
+    mean, std = (np.asarray(values, np.float32) for values in (spec.mean, spec.std))  # (C,)
+    h, w = sample.valid_hw
+    picture = np.rint(sample.image[:, :h, :w].transpose(1, 2, 0) * std + mean).clip(0, 255).astype(np.uint8)
+    return picture if spec.channels == 3 else picture[:, :, 0]
 
 
 @lru_cache(maxsize=2)  # two, as a batch may hold the end of an epoch and the beginning of the next

@@ -11,13 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from glmd_runtime.looks import colourful, contrast
 from glmd_runtime.thermal import Intensity
 from glmd_runtime.video.sources import read_picture
 
 HASH_SIDE = 16  # a difference hash has its square of bits
 THUMBNAIL_SIDE = 32
-SATURATED = 40  # intensities between the largest and the smallest channel; JPEG makes less of a grey picture
-MIN_RING = 8  # pixels around a box without which it has no surroundings
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,9 @@ def measure(path: Path, boxes: NDArray[np.float32]) -> Measures:
     grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) if frame.ndim == 3 else Intensity()(frame))
     content = hashlib.sha256(f"{frame.shape} {frame.dtype}".encode() + frame.tobytes())
     return Measures(
-        (frame.shape[0], frame.shape[1]), 8 * frame.dtype.itemsize, int(frame.max()), _colourful(frame),
+        (frame.shape[0], frame.shape[1]), 8 * frame.dtype.itemsize, int(frame.max()), colourful(frame),
         content.hexdigest(), difference_hash(grey), _thumbnail(grey), tuple(contrast(grey, box) for box in boxes),
     )
-
-
-def _colourful(frame: NDArray[Any]) -> float:
-    if frame.ndim == 2:
-        return 0.0
-    return float((frame.max(axis=2) - frame.min(axis=2) > SATURATED).mean())
 
 
 def difference_hash(grey: NDArray[Any]) -> NDArray[np.float32]:
@@ -72,27 +65,3 @@ def _thumbnail(grey: NDArray[Any]) -> NDArray[np.float32]:
     small = cv2.resize(grey, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     small -= small.mean()
     return np.asarray(small / max(float(np.linalg.norm(small)), 1e-6), np.float32).ravel()
-
-
-def contrast(grey: NDArray[Any], box: NDArray[np.float32]) -> float:
-    """Median of the middle half of a box (xyxy) minus the median of a ring around it, a quarter of its side wide.
-
-    Medians, as the corners of a box are background and neighbours reach into the ring.
-    """
-    x1, y1, x2, y2 = (float(edge) for edge in box)
-    w, h = x2 - x1, y2 - y1
-    ring = max(3.0, min(w, h) / 4)
-    outer, inner = _window(x1 - ring, y1 - ring, x2 + ring, y2 + ring), _window(x1, y1, x2, y2)
-    around = grey[outer]
-    outside = np.ones(around.shape, bool)
-    top, left = outer[0].start, outer[1].start
-    outside[inner[0].start - top : inner[0].stop - top, inner[1].start - left : inner[1].stop - left] = False
-    middle = grey[_window(x1 + w / 4, y1 + h / 4, x2 - w / 4, y2 - h / 4)]
-    if outside.sum() < MIN_RING or middle.size == 0:
-        return float("nan")
-    return float(np.median(middle) - np.median(around[outside]))
-
-
-def _window(x1: float, y1: float, x2: float, y2: float) -> tuple[slice, slice]:
-    """The rows and columns that a box touches."""
-    return slice(max(0, int(y1)), int(np.ceil(y2))), slice(max(0, int(x1)), int(np.ceil(x2)))

@@ -23,7 +23,7 @@ IN_FLOAT = {
     "Less", "Greater", "Min", "Max", "Sub", "GlmdSelectProposals",
 }
 STAGES = {"trunk": HALF, "neck": HALF, **dict.fromkeys(
-    ("objectness", "deltas", "proposals", "pooled", "logits", "box_deltas", "boxes", "scores"), FLOAT
+    ("objectness", "deltas", "proposals", "features", "logits", "box_deltas", "boxes", "scores"), FLOAT
 )}
 VARIANTS = pytest.mark.parametrize("ops", OPS)
 

@@ -52,6 +52,15 @@ def test_a_video_is_read_back(hw: tuple[int, int], tmp_path: Path) -> None:
 
 
 @needs_av
+def test_a_video_keeps_its_pace_where_frames_were_dropped(tmp_path: Path) -> None:
+    with Mp4Sink(tmp_path / "o.mp4", 10) as sink:
+        for time in (5.0, 5.1, 5.1, 8.0):  # one that came twice has a place of its own all the same
+            sink.write(np.zeros((64, 64, 3), np.uint8), time)
+    with open_source(tmp_path / "o.mp4") as source:
+        assert [round(frame.time, 3) for frame in source] == [0.0, 0.1, 0.2, 3.0]
+
+
+@needs_av
 def test_a_video_of_changing_size_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(FrameError, match=r"one size, \(64, 64\); got \(64, 32\)"),

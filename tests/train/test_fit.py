@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
+from glmd_runtime.thermal import Intensity
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.config import TrainConfig, load_config
 from glmd_train.loop import fit
@@ -44,7 +45,10 @@ def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Pa
     assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr
 
     glmd_train("fit", "--config", config, "--resume", "--set", "iterations=42", "val=[]")
-    assert load_checkpoint(run / "model.safetensors").provenance["iterations"] == 42
+    stored = load_checkpoint(run / "model.safetensors")
+    assert stored.provenance["iterations"] == 42
+    assert stored.preprocess.statistics is not None  # of its pictures, grey and mostly dark
+    assert 0 < stored.preprocess.statistics.brightness[0] < 120 and stored.preprocess.statistics.colour == (0, 0)
 
     command = ("eval", "--checkpoint", run / "model.safetensors", "--data", dataset / "labels.json")
     result = json.loads(glmd_train(*command, "--json").stdout)
@@ -71,11 +75,22 @@ def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Pa
         ("augment.crop_hw=[0, 80]", "augment.crop_hw.0"),
         ("train=5", "train"),
         ("preprocess.std=[0]", "preprocess.std.0"),
+        ("preprocess.intensity.mode=gamma", "preprocess.intensity.mode"),
+        ("preprocess.intensity={low: 99, high: 1}", "needs 0 <= low < high <= 100"),
     ],
 )
 def test_a_wrong_configuration_names_the_key(config: Path, change: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         load_config(config, [change])
+
+
+def test_intensities_are_a_runs_choice_and_records_from_before_still_fit(config: Path) -> None:
+    """A run that began before there was the choice has no such key in its record, and may go on."""
+    plain = load_config(config)
+    assert "intensity" not in plain.model_dump()["preprocess"] and plain.preprocess.spec().intensity == Intensity()
+    chosen = load_config(config, ["preprocess.intensity={mode: plateau, plateau: 0.5}"])
+    assert TrainConfig.model_validate_json(chosen.model_dump_json()) == chosen
+    assert chosen.preprocess.spec().intensity == Intensity("plateau", plateau=0.5)
 
 
 def test_a_missing_configuration_and_bad_yaml(tmp_path: Path) -> None:

@@ -1,0 +1,270 @@
+"""glmd-run: sources -> detector -> files, metrics, a page."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from pathlib import Path
+from statistics import median
+from threading import Event
+from types import FrameType
+from typing import Any
+
+import cv2
+from rich import progress as bars
+from rich.console import Console
+from rich.text import Text
+
+from glmd_runtime.backends import BACKENDS
+from glmd_runtime.command import loading
+from glmd_runtime.detector import Detector
+from glmd_runtime.draw import draw
+from glmd_runtime.engines import BUILD
+from glmd_runtime.errors import UsageError
+from glmd_runtime.listen import parse_address
+from glmd_runtime.metrics import Metrics
+from glmd_runtime.pipeline import Pipeline
+from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
+from glmd_runtime.streams import FrameTracker, Result, Stream
+from glmd_runtime.video.recording import Recorder
+from glmd_runtime.video.simulator import parse_sim_uri
+from glmd_runtime.video.source import Source
+from glmd_runtime.video.status import Status
+from glmd_runtime.view import PORT, View
+
+OUTPUTS = {"save": (".mp4",), "json": (".jsonl", ".json"), "picture": (), "record": (".mkv",)}  # option -> endings
+REMEMBERED = 10_000  # frames of which the last line says the milliseconds; a stream may go on for weeks
+
+
+def run_parser() -> argparse.ArgumentParser:
+    description = "Detect objects in video, pictures, cameras or a simulated scene."
+    parser = argparse.ArgumentParser("glmd-run", description=description)
+    add = parser.add_argument
+    add("--engine", required=True, type=Path, metavar="BUNDLE", help="a bundle name.glmd, or an engine file inside one")
+    add(
+        "--source", required=True, action="append", metavar="URI",
+        help="video, picture, directory of pictures, camera, or 'sim://ground?seed=7&frames=90'; once for each",
+    )
+    add("--policy", choices=("freshest", "every"), default="freshest", help="of cameras: skip late frames, or none")
+    add("--track", nargs="?", const="bytetrack", choices=("bytetrack", "ocsort"), help="follow objects (bytetrack)")
+    add("--view", nargs="?", const=str(PORT), metavar="[HOST:]PORT", help=f"a page to look at (127.0.0.1:{PORT})")
+    add("--metrics", metavar="[HOST:]PORT", help="serve numbers for Prometheus (host: 127.0.0.1)")
+    add("--save", type=Path, metavar="OUT.mp4", help="write the annotated video")
+    add("--json", type=Path, metavar="OUT.jsonl", help="write one JSON line a frame")
+    add("--picture", type=Path, metavar="OUT.png", help="write the annotated frame with the highest sum of scores")
+    add("--record", type=Path, metavar="OUT.mkv", help="write the frames as the camera gave them, for replay")
+    add("--score", type=float, metavar="S", help="keep detections above S, 0..1 (default: the bundle's own thresholds)")
+    add("--backend", choices=("auto", *BACKENDS), default="auto", help="inference library (default: the fastest here)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: the library's choice)")
+    add("--device", metavar="D", help="cpu, cuda or cuda:N (default: the fastest)")
+    add("--build", choices=BUILD, default="auto", help="build a TensorRT engine if none is cached (default), or never")
+    add("--tiles", type=int, nargs=2, metavar=("COLUMNS", "ROWS"), help="cut each frame into tiles, for small objects")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """The command: until the sources end; the page, where there is one, stays until the user leaves."""
+    _check_outputs(args)
+    view_at, metrics_at = (parse_address(text) if text else None for text in (args.view, args.metrics))
+    tracker = _tracker(args.track)
+    listeners: list[Callable[[Result], object]] = []
+    with ExitStack() as around:
+        detector = around.enter_context(_detector(args))
+        progress = around.enter_context(_progress())
+        pipeline = around.enter_context(
+            Pipeline(
+                args.source,
+                detector,
+                tracker=tracker,
+                policy=args.policy,
+                on_result=lambda result: [listen(result) for listen in listeners],
+                on_status=lambda name, status: _say(progress.console, name, status),
+            )
+        )
+        if metrics_at:
+            listeners.append(around.enter_context(Metrics(pipeline.streams, metrics_at)).add)
+        if view_at:
+            view = around.enter_context(View(pipeline.streams, detector, view_at))
+            listeners.append(view.publish)
+            progress.console.print(f"page: {view.url}", soft_wrap=True, highlight=False)
+        with ExitStack() as files:
+            outputs = [
+                files.enter_context(Outputs(args, stream, number if len(pipeline.streams) > 1 else None))
+                for number, stream in enumerate(pipeline.streams, start=1)
+            ]
+            by_name = {outputs.stream.name: outputs for outputs in outputs}
+            listeners += [lambda result: by_name[result.stream].add(result), _advance(progress, pipeline.streams)]
+            with _signals(pipeline):
+                pipeline.run()
+        progress.stop()
+        for output in outputs:
+            print(f"{output.stream.name}: {output.summary(detector)}", flush=True)
+        if view_at and not pipeline.stopped:
+            _linger()
+
+
+def _detector(args: argparse.Namespace) -> Detector:
+    with loading():
+        return Detector(
+            args.engine,
+            backend=args.backend,
+            score_threshold=args.score,
+            threads=args.threads,
+            device=args.device,
+            build=args.build,
+            tiles=args.tiles,
+        )
+
+
+def _tracker(kind: str | None) -> Callable[[Source], FrameTracker] | None:
+    if kind is None:
+        return None
+    from glmd_runtime.tracking import Tracker
+
+    return lambda source: Tracker(kind, fps=source.fps)
+
+
+class Outputs:
+    """The files of one stream; inside `with`. An error discards those of an unfinished stream.
+
+    Args: number, put into the files' names where there are several streams.
+    """
+
+    def __init__(self, args: argparse.Namespace, stream: Stream, number: int | None) -> None:
+        self.stream = stream
+        self._given = {name: numbered(getattr(args, name), number) for name in OUTPUTS if getattr(args, name)}
+        self._frames = self._detections = 0
+        self._milliseconds: deque[float] = deque(maxlen=REMEMBERED)
+        self._best: Result | None = None
+
+    def __enter__(self) -> Outputs:
+        fps = self.stream.source.fps
+        with ExitStack() as stack:
+            self._lines = stack.enter_context(JsonlSink(path)) if (path := self._given.get("json")) else None
+            self._video = stack.enter_context(Mp4Sink(path, fps)) if (path := self._given.get("save")) else None
+            self._recorder = stack.enter_context(Recorder(path, fps)) if (path := self._given.get("record")) else None
+            self._stack = stack.pop_all()
+        return self
+
+    def add(self, result: Result) -> None:
+        self._frames += 1
+        self._detections += len(result.detections)
+        self._milliseconds.append(result.seconds["detect"] * 1000)
+        if self._best is None or result.detections.scores.sum() > self._best.detections.scores.sum():
+            self._best = result
+        if self._recorder:
+            self._recorder.write(result.frame)
+        if self._lines:
+            self._lines.write(result.frame, result.detections)
+        if self._video:
+            self._video.write(draw(result.picture, result.detections), result.frame.time)
+
+    def __exit__(self, *error: Any) -> None:
+        whole = error[0] is None or (self.stream.finished and self.stream.error is None)
+        self._stack.__exit__(*((None, None, None) if whole else error))
+        if whole and self._best and (path := self._given.get("picture")):
+            save_picture(path, draw(self._best.picture, self._best.detections))
+
+    def summary(self, detector: Detector) -> str:
+        """What the run came to, for the last line."""
+        text = f"{self._frames} frames, {self._detections} detections"
+        if self._milliseconds:
+            text += f", {median(self._milliseconds):.1f} ms a frame"
+        if drops := self.stream.drops:
+            text += f", dropped {', '.join(f'{count} {cause}' for cause, count in drops.items())}"
+        info = detector.info()
+        text += f" ({info['backend']}, {info['precision']}, {info['device']})"
+        written = [path for name, path in self._given.items() if name != "record"]
+        written += self._recorder.paths if self._recorder else []  # a recording replaces nothing, and may have parts
+        return f"{text} -> {', '.join(map(str, written))}" if written else text
+
+
+def numbered(path: Path, number: int | None) -> Path:
+    """`out.mp4` -> `out.2.mp4`."""
+    return path if number is None else path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """All that can be said before any work was done."""
+    outputs = [path for name in OUTPUTS if (path := getattr(args, name)) is not None]
+    resolved = [path.resolve() for path in outputs]
+    if len(set(resolved)) < len(resolved):
+        raise UsageError(f"Every output needs a name of its own; got {', '.join(map(str, outputs))}.")
+    bundle = args.engine.parent if args.engine.is_file() else args.engine
+    for path, given in product(resolved, (*map(Path, args.source), bundle)):
+        if path.is_relative_to(given.resolve()):
+            raise UsageError(f"An output must be outside the source and the bundle; got {path}. Choose another path.")
+    _check_endings(args)
+    if outputs:
+        _check_ends(args.source)
+
+
+def _check_endings(args: argparse.Namespace) -> None:
+    """So that no output replaces a file of another kind."""
+    for name, endings in OUTPUTS.items():
+        path = getattr(args, name)
+        if path and endings and path.suffix.lower() not in endings:
+            raise UsageError(f"--{name} must end in {' or '.join(endings)}; got {path}.")
+    if args.picture and not cv2.haveImageWriter(str(args.picture)):
+        raise UsageError(f"--picture must end in .png, .jpg or the like; got {args.picture}.")
+
+
+def _check_ends(sources: Sequence[str]) -> None:
+    """A camera's outputs are complete when it is stopped; those of a scene without end never would be."""
+    for source in sources:
+        if source.startswith("sim://") and not ((spec := parse_sim_uri(source)).frames or spec.live):
+            raise UsageError(f"An output needs a source that ends; {source} never does. Give it frames=N.")
+
+
+@contextmanager
+def _signals(pipeline: Pipeline) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a run of cameras well, as nothing else ends it; one of files is interrupted by them."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the second time, at once
+        if not any(stream.live for stream in pipeline.streams):
+            raise KeyboardInterrupt
+        pipeline.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _linger() -> None:
+    """The page shows how it ended, until the user leaves."""
+    print("The sources have ended; the page stays until Ctrl-C.", file=sys.stderr)
+    leave = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: leave.set())
+    leave.wait()
+
+
+class _Rate(bars.ProgressColumn):
+    def render(self, task: bars.Task) -> Text:
+        return Text(f"{task.speed:.1f} frames/s" if task.speed else "")
+
+
+def _progress() -> bars.Progress:
+    """A bar a stream on stderr: frames done, frames a second, time left."""
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(), _Rate())
+    return bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _advance(progress: bars.Progress, streams: Sequence[Stream]) -> Callable[[Result], None]:
+    tasks = {s.name: progress.add_task(s.name, total=s.source.frames) for s in streams}
+    return lambda result: progress.advance(tasks[result.stream])
+
+
+def _say(console: Console, name: str, status: Status) -> None:
+    """A line for what a user would want to know."""
+    if status.detail or status.state in ("connecting", "lost"):
+        console.print(Text(f"{name}: {status.state}{': ' if status.detail else ''}{status.detail}"))

@@ -1,0 +1,187 @@
+"""Many streams, one engine: whoever has a frame ready takes its turn.
+
+    reader thread of each source -> a slot for one frame -> Pipeline.run: engine, tracker -> on_result
+
+Turns go around: of those that have a frame ready it is the turn of the one that was served longest ago. A graph that
+takes several images at once gets those of several streams, as many as wait; its call lasts as long with fewer. A live
+stream's slot holds its newest frame, so that a busy engine makes frames fewer, not late; a file waits for its turn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event
+from time import monotonic
+
+from glmd_runtime.detector import Detector
+from glmd_runtime.errors import GlmdError, UsageError
+from glmd_runtime.streams import FrameTracker, Result, Stream
+from glmd_runtime.video.frame import Frame
+from glmd_runtime.video.live import STALENESS, Policy
+from glmd_runtime.video.source import Source
+from glmd_runtime.video.sources import open_source
+from glmd_runtime.video.status import Status
+
+POLL = 0.1  # seconds between looks at the states of sources
+
+
+class Pipeline:
+    """Runs a detector over many sources, fairly. Use it inside `with`; call `run` once.
+
+    Args:
+        sources: addresses for `open_source`, or sources that are open; all are closed with the pipeline.
+        detector: stays open.
+        tracker: makes a tracker for a source; None for detections without tracks.
+        policy: for live sources: "freshest" skips frames that the engine has no time for, "every" does not.
+        staleness: seconds; a live frame older than this is dropped ("freshest" only).
+        on_result: called with each Result, of one stream in order.
+        on_status: called with a stream's name and its Status whenever that changed.
+    Both are called in the thread of `run`; what they need longer for than the engine slows every stream down.
+    Raises: UsageError without a source, and what `open_source` raises.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | Path | Source],
+        detector: Detector,
+        *,
+        tracker: Callable[[Source], FrameTracker] | None = None,
+        policy: Policy = "freshest",
+        staleness: float = STALENESS,
+        on_result: Callable[[Result], object] = lambda result: None,
+        on_status: Callable[[str, Status], object] = lambda name, status: None,
+    ) -> None:
+        if not sources:
+            raise UsageError("A pipeline needs at least one source; got none.")
+        self.detector = detector
+        self._on_result, self._on_status = on_result, on_status
+        self._ready: SimpleQueue[Stream | None] = SimpleQueue()
+        self._stopped = Event()
+        with ExitStack() as stack:
+            opened = [
+                stack.enter_context(
+                    source if isinstance(source, Source) else open_source(source, policy=policy, staleness=staleness)
+                )
+                for source in sources
+            ]
+            names = _distinct([source.name for source in opened])
+            self.streams = tuple(
+                Stream(
+                    name, source, detector.front_end(), tracker(source) if tracker else None,
+                    newest=policy == "freshest", staleness=staleness,
+                )
+                for name, source in zip(names, opened, strict=True)
+            )
+            self._waiting: list[Stream] = []
+            self._turn_numbers = count(1)
+            self._served = dict.fromkeys(names, 0)  # the number of each stream's last turn
+            self._announced: dict[str, Status] = {}
+            stack.pop_all()
+
+    def run(self) -> None:
+        """Until every stream has ended, or `stop`.
+
+        Raises: the first error that ended a stream, with the stream's name, after the other streams have ended; at
+            once what `on_result` or `on_status` raises.
+        """
+        for stream in self.streams:
+            stream.start(self._ready)
+        while not self._stopped.is_set() and not all(stream.finished for stream in self.streams):
+            self._announce()
+            for result in self._detect(self._turns()):
+                self._on_result(result)
+        self._announce()
+        for stream in self.streams:
+            if stream.error:
+                raise _named(stream.name, stream.error) from stream.error
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Make `run` return after the frame that it is at; from any thread, or a signal's handler."""
+        self._stopped.set()
+        self._ready.put(None)
+
+    def close(self) -> None:
+        """Stop, and close every source; calling it again does nothing more."""
+        self.stop()
+        for stream in self.streams:
+            stream.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _turns(self) -> list[tuple[Stream, Frame]]:
+        """Those whose turn it is, with their frames: as many as the graph takes at once, of those that wait."""
+        self._wait()
+        self._waiting.sort(key=lambda stream: self._served[stream.name])
+        turns: list[tuple[Stream, Frame]] = []
+        while self._waiting and len(turns) < self.detector.batch:
+            stream = self._waiting.pop(0)
+            if frame := stream.take():
+                turns.append((stream, frame))
+                self._served[stream.name] = next(self._turn_numbers)
+        return turns
+
+    def _wait(self) -> None:
+        """Until someone waits, or for a moment."""
+        try:
+            ready = self._ready.get(timeout=0 if self._waiting else POLL)
+            while True:
+                self._waiting += [ready] if ready else []
+                ready = self._ready.get_nowait()
+        except Empty:
+            pass
+
+    def _detect(self, turns: list[tuple[Stream, Frame]]) -> Iterator[Result]:
+        began = monotonic()
+        prepared = [(stream, shown) for stream, frame in turns if (shown := stream.prepare(frame))]
+        ready = monotonic()
+        pictures = [shown.picture for _, shown in prepared if shown.picture is not None]
+        try:
+            found = iter(self.detector.run_all(pictures))
+        except Exception as error:  # these streams' own; the others go on
+            for stream, _ in prepared:
+                stream.fail(error)
+            return
+        seconds = {"prepare": ready - began, "detect": monotonic() - ready}
+        for stream, shown in prepared:
+            wait = {"wait": began - shown.frame.captured} if stream.live else {}
+            result = stream.finish(shown, None if shown.picture is None else next(found), {**wait, **seconds})
+            if result:
+                yield result
+
+    def _announce(self) -> None:
+        for stream in self.streams:
+            status = stream.status
+            if self._announced.get(stream.name) != status:
+                self._announced[stream.name] = status
+                self._on_status(stream.name, status)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names as they are, with a number behind those that are there twice."""
+    times, seen = Counter(names), Counter[str]()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(f"{name} ({seen[name]})" if times[name] > 1 else name)
+    return distinct
+
+
+def _named(name: str, error: Exception) -> GlmdError:
+    """The error of a stream, with its name and of its own class where that is ours."""
+    if isinstance(error, GlmdError):
+        return type(error)(f"{name}: {error}")
+    return GlmdError(f"{name}: {type(error).__name__}: {error}")

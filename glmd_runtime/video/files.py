@@ -1,0 +1,160 @@
+"""Sources that lie on a disk: videos, recordings, pictures, directories, patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from glmd_runtime.errors import SourceError
+from glmd_runtime.thermal import Radiometry
+from glmd_runtime.video.address import parse_address
+from glmd_runtime.video.decoding import check_counts, import_av, to_array
+from glmd_runtime.video.frame import Frame
+from glmd_runtime.video.recording import Note, read_notes, side_file
+from glmd_runtime.video.source import Source
+
+if TYPE_CHECKING:
+    import av
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm")
+PICTURES_FPS = 10.0  # pictures have no clock; at this rate a clip of them can be followed by eye
+VIDEO_FPS = 25.0  # for the few videos that do not say
+KINDS = "a video, a picture, a directory, a pattern like 'frames/*.tiff', or an address (sim, rtsp, udp, v4l2)://..."
+
+
+def open_files(uri: str) -> Source:
+    """A video, a recording, a picture, a directory or a pattern, with `?celsius=GAIN,OFFSET` and, of pictures, `fps`.
+
+    Raises: SourceError when there is nothing there, or nothing readable; UsageError for a wrong key or value.
+    """
+    if Path(uri).exists():
+        return _open(uri, PICTURES_FPS, None)
+    address = parse_address(uri, ("celsius", "fps"))
+    return _open(address.location, address.values.get("fps", PICTURES_FPS), address.values.get("celsius"))
+
+
+def _open(location: str, fps: float, radiometry: Radiometry | None) -> Source:
+    path = Path(location)
+    if path.is_dir():
+        return _clip(path.name, _directory(path), fps, radiometry)
+    if has_magic(location) and not path.exists():
+        return _clip(location, _pattern(location), fps, radiometry)
+    if not path.is_file():
+        raise SourceError(f"A source is {KINDS}; {path} does not exist.")
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return _clip(path.name, [path], fps, radiometry)
+    return _video(path, radiometry)
+
+
+def _directory(path: Path) -> list[Path]:
+    files = sorted(p for p in path.iterdir() if _is_picture(p))
+    if not files:
+        raise SourceError(f"A directory must hold pictures ({', '.join(PICTURE_SUFFIXES)}); {path} holds none.")
+    return files
+
+
+def _pattern(pattern: str) -> list[Path]:
+    files = sorted(p for p in map(Path, glob(pattern, recursive=True)) if _is_picture(p))
+    if not files:
+        raise SourceError(f"A pattern must match pictures ({', '.join(PICTURE_SUFFIXES)}); {pattern} matches none.")
+    return files
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+
+
+def _clip(name: str, files: list[Path], fps: float, radiometry: Radiometry | None) -> Source:
+    """Pictures as one clip; a TIFF of several pages is several pictures."""
+    pages = [(file, page) for file in files for page in range(_pages(file))]
+    # The first is read now, so that what is no picture is said when it is opened.
+    return Source(name, fps, len(pages), _pictures(pages, read_picture(files[0]), fps, radiometry))
+
+
+def _pages(path: Path) -> int:
+    return max(1, cv2.imcount(str(path), cv2.IMREAD_UNCHANGED)) if path.suffix.lower() in (".tif", ".tiff") else 1
+
+
+def read_picture(path: Path, page: int = 0) -> NDArray[Any]:
+    """One picture file as a camera array: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped."""
+    if page:
+        picture = next(iter(cv2.imreadmulti(str(path), start=page, count=1, flags=cv2.IMREAD_UNCHANGED)[1]), None)
+    else:
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if picture is None:
+        raise SourceError(f"{path} cannot be read as a picture. Is it damaged, or named like one by mistake?")
+    if picture.ndim == 3 and picture.shape[2] == 4:
+        picture = picture[:, :, :3]
+    if picture.dtype == np.uint8 or (picture.dtype == np.uint16 and picture.ndim == 2):
+        return np.ascontiguousarray(picture)
+    raise SourceError(
+        f"A picture must be grey with 8 or 16 bits, or colour with 8; {path} is {picture.shape} {picture.dtype}. "
+        "Convert it, raw thermal counts to 16-bit grey."
+    )
+
+
+def _pictures(
+    pages: list[tuple[Path, int]], first: NDArray[Any], fps: float, radiometry: Radiometry | None
+) -> Iterator[Frame]:
+    for index, (file, page) in enumerate(pages):
+        image = read_picture(file, page)
+        if (image.shape, image.dtype) != (first.shape, first.dtype):
+            raise SourceError(
+                f"The pictures of a directory are one clip and must be alike: {pages[0][0].name} is {first.shape} "
+                f"{first.dtype}, {file} is {image.shape} {image.dtype}. Put other kinds into other directories."
+            )
+        check_counts(image, radiometry, str(file))
+        yield Frame(image, index, index / fps, radiometry=radiometry)
+
+
+def _video(path: Path, radiometry: Radiometry | None) -> Source:
+    av = import_av()
+    not_video = SourceError(f"{path} cannot be read as a video. Is it damaged, or no video at all?")
+    notes = read_notes(path) if side_file(path).is_file() else None
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, ValueError) as error:
+        raise not_video from error
+    # FFmpeg renders text files as if they were a terminal; nobody means that.
+    if not container.streams.video or container.format.name == "tty":
+        container.close()
+        raise not_video
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    fps = float(stream.average_rate or stream.guessed_rate or VIDEO_FPS)
+    frames = _decode(container, path, fps, radiometry)
+    if notes is not None:
+        frames = _replay(frames, notes, radiometry)
+    return Source(path.name, fps, stream.frames or (len(notes) if notes else None), frames, container.close)
+
+
+def _decode(
+    container: av.container.InputContainer, path: Path, fps: float, radiometry: Radiometry | None
+) -> Iterator[Frame]:
+    import av
+
+    start, index = None, 0
+    try:
+        for picture in container.decode(video=0):
+            time = picture.time if picture.time is not None else index / fps
+            start = time if start is None else start
+            image = to_array(picture)
+            check_counts(image, radiometry, path.name)
+            yield Frame(image, index, time - start, radiometry=radiometry)
+            index += 1
+    except av.error.FFmpegError as error:
+        raise SourceError(f"{path} cannot be decoded after frame {index}: {error}. Is the file complete?") from error
+    if index == 0:
+        raise SourceError(f"{path} must hold at least one frame; none could be decoded. Is the file complete?")
+
+
+def _replay(frames: Iterator[Frame], notes: list[Note], radiometry: Radiometry | None) -> Iterator[Frame]:
+    """The frames as they were; after a crash the picture or the note of the last ones may be missing."""
+    for frame, note in zip(frames, notes, strict=False):
+        yield Frame(frame.image, note.index, note.time, radiometry=radiometry or note.radiometry)

@@ -1,0 +1,223 @@
+"""A small web server for one machine and those who have its token: who may ask, and what browsers may do.
+
+It serves threads of its own. An address that only this machine can reach needs no token; another does, once in the URL,
+then as a cookie. Sites of others cannot read along by pointing their name here (DNS rebinding), nor post.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import BoundedSemaphore, Thread
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from glmd_runtime.errors import UsageError
+from glmd_runtime.listen import Address, is_ip, is_local
+
+KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TOKEN_VARIABLE = "GLMD_VIEW_TOKEN"
+TOKEN_LENGTH = 16  # characters, at least
+VANISHED = 10.0  # seconds after which a browser that takes nothing is given up
+CONNECTIONS = 64  # at once; more are turned away
+LONGEST_BODY = 1000  # bytes of a POST
+SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob: data:; frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class RefusedError(Exception):
+    """A request that gets a status and a sentence."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class WebServer(ThreadingHTTPServer):
+    """Serves until `close`.
+
+    Args:
+        address: where to listen.
+        handler: a subclass of WebHandler.
+        token: of an address that others can reach; None takes GLMD_VIEW_TOKEN from the environment, or makes one.
+    Raises: UsageError for an address that cannot be had, and for a short token.
+    """
+
+    daemon_threads = True
+    request_queue_size = 32
+
+    def __init__(self, address: Address, handler: type[WebHandler], token: str | None = None) -> None:
+        given = token or os.environ.get(TOKEN_VARIABLE)
+        self.address, self.closed = address, False
+        self.token = None if address.local else given or secrets.token_urlsafe(TOKEN_LENGTH)
+        if self.token is not None and len(self.token) < TOKEN_LENGTH:
+            raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(self.token)}.")
+        self._free = BoundedSemaphore(CONNECTIONS)
+        self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        try:
+            super().__init__((address.host, address.port), handler)
+        except OSError as error:
+            raise UsageError(f"The page needs a free address; {address}: {error.strerror}. Choose another.") from error
+        shown = "" if self.token is None or self.token == given else f"?token={self.token}"
+        self.url = f"http://{Address(_reachable(address.host), self.server_port)}/{shown}"
+        self._thread = Thread(target=self.serve_forever, args=(0.1,), name="page", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.closed = True
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no error of ours."""
+
+
+class WebHandler(BaseHTTPRequestHandler):
+    """One connection; subclasses answer `get` and `post`, with `send` or by raising RefusedError."""
+
+    folder: Path  # of files that anyone who may ask may have
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "glmd", ""
+    timeout = VANISHED
+    server: WebServer
+
+    def get(self, path: str, query: dict[str, str]) -> None:
+        """Answer a GET; here, with a file of `folder`."""
+        file = self.folder / (path.strip("/") or "index.html")
+        if file.parent != self.folder or file.suffix not in KINDS or not file.is_file():
+            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+        self.send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
+
+    def post(self, path: str, value: Any) -> None:
+        """Answer a POST of a JSON value."""
+        raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+
+    def send(self, status: HTTPStatus, kind: str = "", body: bytes = b"", more: dict[str, str] | None = None) -> None:
+        """One whole answer; `more` headers."""
+        self.send_response(status)
+        if status != HTTPStatus.NO_CONTENT:
+            self.send_header("Content-Length", str(len(body)))
+        headers = {**({"Content-Type": kind} if kind else {}), **(more or {}), **SECURITY}
+        for name, content in headers.items():
+            self.send_header(name, content)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_json(self, value: Any) -> None:
+        self.send(HTTPStatus.OK, "application/json", json.dumps(value).encode())
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: requests come many times a second."""
+
+    def _answer(self, act: Callable[[], None]) -> None:
+        if self.server.closed:  # browsers keep connections, and would go on as if nothing had happened
+            self.close_connection = True
+            return
+        try:
+            self._check_host()
+            act()
+        except RefusedError as refused:
+            self.close_connection = True  # a body that was not read must not be taken for the next request
+            self.send(refused.status, "text/plain; charset=utf-8", f"{refused}\n".encode())
+
+    def _get(self) -> None:
+        url = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        if self.server.token and "token" in query:
+            self._log_in(query["token"])
+            return
+        self._check_token()
+        self.get(url.path, query)
+
+    def _post(self) -> None:
+        self._check_token()
+        # A form of another site can neither say this type nor hide where it comes from.
+        origin = self.headers.get("Origin")
+        foreign = origin is not None and urlsplit(origin).netloc != self.headers.get("Host")
+        if self.headers.get("Content-Type") != "application/json" or foreign:
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Only the page itself may change something.")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or not 0 < int(length) <= LONGEST_BODY:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"Expected a body of 1 to {LONGEST_BODY} bytes.")
+        try:
+            value = json.loads(self.rfile.read(int(length)))
+        except ValueError as error:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected JSON.") from error
+        self.post(self.path, value)
+
+    def _check_host(self) -> None:
+        """The name that the browser knows this server by must be one that no one else can have given it."""
+        host = _host_of(self.headers.get("Host", ""))
+        address = self.server.address
+        if not (is_local(host) if address.local else is_ip(host) or host in _names(address)):
+            raise RefusedError(HTTPStatus.FORBIDDEN, "This page is not served under that name. Use its address.")
+
+    def _log_in(self, token: str) -> None:
+        """The token out of the address and into a cookie, where no history and no screenshot shows it."""
+        self._compare(token, self.server.token or "")
+        cookie = f"{self._cookie}={quote(token, safe='')}; HttpOnly; SameSite=Strict; Path=/"
+        self.send(HTTPStatus.SEE_OTHER, more={"Location": "/", "Set-Cookie": cookie})
+
+    def _check_token(self) -> None:
+        if self.server.token is not None:
+            pairs = (pair.strip().partition("=") for pair in self.headers.get("Cookie", "").split(";"))
+            came = next((value for name, _, value in pairs if name == self._cookie), "")
+            self._compare(came, quote(self.server.token, safe=""))
+
+    def _compare(self, came: str, wanted: str) -> None:
+        if not hmac.compare_digest(came.encode(), wanted.encode()):
+            raise RefusedError(
+                HTTPStatus.FORBIDDEN, "This page needs its token: open it once as /?token=... with the right one."
+            )
+
+    @property
+    def _cookie(self) -> str:
+        return f"glmd_view_{self.server.server_port}"  # browsers keep one jar for all ports of a host
+
+
+def _host_of(header: str) -> str:
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _names(address: Address) -> set[str]:
+    return {"localhost", address.host.lower(), socket.gethostname().lower()}
+
+
+def _reachable(host: str) -> str:
+    """A name for the URL: one cannot browse to 0.0.0.0 from elsewhere."""
+    return socket.gethostname() if host in ("0.0.0.0", "::") else host

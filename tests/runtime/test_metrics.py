@@ -1,0 +1,87 @@
+"""What Prometheus reads."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.listen import Address, parse_address
+from glmd_runtime.metrics import Metrics
+from glmd_runtime.pipeline import Pipeline
+from tests.runtime.streams import Camera, clip, detector, frame
+
+HERE = Address("127.0.0.1", 0)
+
+
+def test_what_was_counted_is_served(tiny_bundle: Path) -> None:
+    prometheus = pytest.importorskip("prometheus_client.parser")
+    camera = Camera('yard "1"\n', [frame(0)])
+    camera.drops["corrupt"] = 3
+    camera.end()
+    with Pipeline([camera, clip("clip", 4)], detector(tiny_bundle), on_result=lambda r: metrics.add(r)) as pipeline:
+        metrics = Metrics(pipeline.streams, HERE)
+        with metrics:
+            pipeline.run()
+            with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=20) as answer:
+                text = answer.read().decode()
+    values = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in prometheus.text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    name = 'yard "1"\n'
+    assert values["glmd_frames_total", "clip"] == 4 and values["glmd_frames_total", name] == 1
+    assert values["glmd_drops_total", "corrupt", name] == 3
+    assert values["glmd_detections_total", "clip", "person"] == 4
+    assert values["glmd_source_state", "clip", "ended"] == 1 and values["glmd_source_state", "clip", "running"] == 0
+    for stage in ("prepare", "detect", "total"):
+        assert values["glmd_latency_seconds_count", "clip", stage] == 4
+        assert values["glmd_latency_seconds_bucket", "+Inf", "clip", stage] == 4
+        assert values["glmd_latency_seconds_sum", "clip", stage] > 0
+    assert values["glmd_latency_seconds_count", "wait", name] == 1  # only cameras have one
+    assert ("glmd_latency_seconds_count", "clip", "wait") not in values
+
+
+def test_an_address_that_is_taken() -> None:
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"free address; 127\.0\.0\.1:{port}: .*Choose another"):
+            Metrics([], Address("127.0.0.1", port))
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(UnsupportedError, match=r"pip install '\.\[live\]'"):
+        Metrics([], HERE)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "local"),
+    [
+        ("8080", "127.0.0.1", 8080, True),
+        ("localhost:0", "localhost", 0, True),
+        ("127.0.0.2:80", "127.0.0.2", 80, True),
+        ("[::1]:8080", "::1", 8080, True),
+        ("0.0.0.0:9100", "0.0.0.0", 9100, False),
+        ("[::]:9100", "::", 9100, False),
+        ("camera.example:80", "camera.example", 80, False),
+    ],
+)
+def test_addresses(text: str, host: str, port: int, local: bool) -> None:
+    address = parse_address(text)
+    assert (address.host, address.port, address.local) == (host, port, local)
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host", ":80", "host:", "host:port", "host:99999", "-1", "a@b:80", "h:80/path", "h:80?a", "[::1"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UsageError, match="Expected PORT or HOST:PORT"):
+        parse_address(text)

@@ -1,0 +1,347 @@
+"""Many streams through one engine: order, turns, losses, errors, the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from threading import Event, Thread
+from threading import enumerate as threads
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glmd_runtime import Detector, backends
+from glmd_runtime.backends.base import Tensors
+from glmd_runtime.backends.fake import FakeBackend
+from glmd_runtime.detections import Detections
+from glmd_runtime.errors import FrameError, GlmdError, SourceError, UsageError
+from glmd_runtime.pipeline import Pipeline
+from glmd_runtime.streams import Result
+from glmd_runtime.video.frame import Frame
+from glmd_runtime.video.source import Source
+from glmd_runtime.video.status import Status
+from tests import tiny
+from tests.conftest import skip_unless
+from tests.runtime.streams import ROWS, Camera, clip, detector, frame
+
+SOON = 20.0  # seconds; far above what anything here needs, on any machine
+
+
+def run(pipeline: Pipeline) -> None:
+    with pipeline:
+        pipeline.run()
+
+
+@pytest.fixture
+def results() -> list[Result]:
+    return []
+
+
+def of(results: list[Result], name: str) -> list[int]:
+    return [result.frame.index for result in results if result.stream == name]
+
+
+@pytest.mark.parametrize("lengths", [(3,), (5, 2), (0, 4, 1)])
+def test_every_frame_of_every_file_in_order(
+    lengths: tuple[int, ...], tiny_bundle: Path, results: list[Result]
+) -> None:
+    sources = [clip(str(number), length) for number, length in enumerate(lengths)]
+    run(Pipeline(sources, detector(tiny_bundle), on_result=results.append))
+    assert [of(results, str(i)) for i in range(len(lengths))] == [list(range(length)) for length in lengths]
+    for result in results:
+        assert result.detections.names == ["person", "car"]
+        assert result.detections.temperatures is not None
+        assert result.picture.shape == tiny.SIZE_HW and result.picture.dtype == np.uint8
+        stages = [result.seconds[stage] for stage in ("prepare", "detect")]
+        assert min(stages) >= 0 and result.seconds["total"] == pytest.approx(sum(stages))
+
+
+def test_one_stream_gives_what_detector_stream_gives(tiny_bundle: Path, results: list[Result]) -> None:
+    with Detector(tiny_bundle, backend=FakeBackend(tiny.graph_spec(), [ROWS, [], ROWS[:1]])) as one:
+        expected = [found.to_dict() for _, found in one.stream(clip("oracle", 7))]
+    with Detector(tiny_bundle, backend=FakeBackend(tiny.graph_spec(), [ROWS, [], ROWS[:1]])) as other:
+        run(Pipeline([clip("a", 7)], other, on_result=results.append))
+    assert [result.detections.to_dict() for result in results] == expected
+
+
+class Eager:
+    """A clip that says how many frames it was asked for: when that is one more than it gave, one is in the slot."""
+
+    def __init__(self, name: str, frames: int) -> None:
+        self.frames, self.asked, self._asked = frames, 0, Event()
+        self.source = Source(name, 25.0, frames, self._stream())
+
+    def _stream(self) -> Iterator[Frame]:
+        for index in range(self.frames):
+            self.asked += 1
+            yield frame(index)
+        self.asked = self.frames + 1
+
+
+class Patient(FakeBackend):
+    """An engine that works until every stream has its next frame ready."""
+
+    def __init__(self, clips: list[Eager]) -> None:
+        super().__init__(tiny.graph_spec(), [ROWS])
+        self.clips = clips
+        self.done: Counter[str] = Counter()
+
+    def run(self, inputs: Tensors) -> Tensors:
+        until = monotonic() + SOON
+        for one in self.clips:
+            while one.asked < min(self.done[one.source.name] + 2, one.frames + 1) and monotonic() < until:
+                Event().wait(0.001)
+        return super().run(inputs)
+
+
+def test_turns_go_around(tiny_bundle: Path) -> None:
+    clips = [Eager("a", 9), Eager("b", 9), Eager("c", 5)]
+    engine, order = Patient(clips), list[str]()
+
+    def note(result: Result) -> None:
+        order.append(result.stream)
+        engine.done[result.stream] += 1
+
+    run(Pipeline([one.source for one in clips], detector(tiny_bundle, backend=engine), on_result=note))
+    assert Counter(order) == {"a": 9, "b": 9, "c": 5}
+    while_all, while_two = order[3:14], order[15:]  # each comes once before one comes again
+    assert all(len(set(while_all[i : i + 3])) == 3 for i in range(len(while_all) - 2)), order
+    assert all(x != y for x, y in pairwise(while_two)), "".join(order)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_gives_what_single_frames_give(batch: int, tmp_path: Path, results: list[Result]) -> None:
+    skip_unless(bool(backends.available()), "onnxruntime", "no inference library is installed")
+    path = tiny.bundle(tmp_path / "t.glmd", batch).path
+    with Detector(path, threads=1) as one:
+        expected = [found.to_dict() for _, found in one.stream(clip("oracle", 6))]
+        run(Pipeline([clip(name, 6) for name in "abcd"], one, on_result=results.append))
+    for name in "abcd":
+        assert [r.detections.to_dict() for r in results if r.stream == name] == expected
+
+
+def test_frames_that_wait_share_a_call(tmp_path: Path) -> None:
+    clips = [Eager(name, 6) for name in "abc"]
+    calls: list[int] = []
+
+    class Batched(Patient):
+        def run(self, inputs: Tensors) -> Tensors:
+            calls.append(len({image.tobytes() for image in inputs["images"]}))
+            return super().run(inputs)
+
+    engine = Batched(clips)
+    engine._graph = tiny.graph_spec(3)
+    path = tiny.bundle(tmp_path / "t.glmd", 3).path
+
+    def note(result: Result) -> None:
+        engine.done[result.stream] += 1
+
+    run(Pipeline([one.source for one in clips], detector(path, backend=engine), on_result=note))
+    assert sum(engine.done.values()) == 18 and len(calls) <= 9  # the first calls may find one or two waiting
+
+
+def test_a_lost_camera_does_not_stop_the_others(tiny_bundle: Path, results: list[Result]) -> None:
+    camera, said = Camera("camera"), list[tuple[str, str]]()
+    camera.lose("no route")
+
+    def note(result: Result) -> None:
+        results.append(result)
+        if result.frame.index == 4:
+            pipeline.stop()
+
+    def say(name: str, status: Status) -> None:
+        said.append((name, f"{status.state} {status.detail}"))
+
+    pipeline = Pipeline([camera, clip("clip", 5)], detector(tiny_bundle), on_result=note, on_status=say)
+    run(pipeline)
+    assert of(results, "clip") == [0, 1, 2, 3, 4]
+    assert ("camera", "lost no route") in said and ("clip", "running ") in said
+
+
+def test_states_as_they_are_for_people(tiny_bundle: Path) -> None:
+    camera = Camera("camera", [frame(0)])
+    seen = Event()
+    pipeline = Pipeline([camera], detector(tiny_bundle), on_result=lambda _: seen.set())
+    [stream] = pipeline.streams
+    assert stream.latency is None and stream.rate == 0
+    thread = Thread(target=pipeline.run)
+    with pipeline:
+        thread.start()
+        assert seen.wait(SOON)
+        assert stream.state == "running" and stream.frames == 1 and stream.latency is not None
+        camera.status = Status("connecting")
+        assert stream.state == "lost"  # it gave frames before
+        camera.end()
+        thread.join(SOON)
+        assert stream.state == "ended" and stream.silence < SOON
+
+
+def test_a_broken_source_is_named_after_the_others_have_ended(tiny_bundle: Path, results: list[Result]) -> None:
+    def broken() -> Iterator[Frame]:
+        yield frame(0)
+        raise SourceError("frame 1 cannot be decoded")
+
+    sources = [Source("broken", 25.0, None, broken()), clip("whole", 20)]
+    said: list[Status] = []
+    with pytest.raises(SourceError, match=r"^broken: frame 1 cannot be decoded$"):
+        run(
+            Pipeline(
+                sources, detector(tiny_bundle), on_result=results.append,
+                on_status=lambda name, status: said.append(status) if name == "broken" else None,
+            )
+        )
+    assert of(results, "broken") == [0] and of(results, "whole") == list(range(20))
+    assert (said[-1].state, said[-1].detail) == ("ended", "frame 1 cannot be decoded")
+
+
+def test_a_frame_that_cannot_be_detected_in_ends_its_stream_only(tiny_bundle: Path, results: list[Result]) -> None:
+    odd = Source("odd", 25.0, 1, iter([Frame(np.zeros((4, 4, 2), np.uint8), 0, 0.0)]))
+    with pytest.raises(FrameError, match=r"^odd: .*\(4, 4, 2\)"):
+        run(Pipeline([odd, clip("whole", 3)], detector(tiny_bundle), on_result=results.append))
+    assert of(results, "whole") == [0, 1, 2] and of(results, "odd") == []
+
+
+class NoEngine:
+    device = "cpu"
+
+    def run(self, inputs: Tensors) -> Tensors:
+        raise RuntimeError("out of memory")
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_engine_that_fails_is_an_error_with_a_name(tiny_bundle: Path) -> None:
+    with pytest.raises(GlmdError, match=r"^a: RuntimeError: out of memory$"):
+        run(Pipeline([clip("a", 3)], detector(tiny_bundle, backend=NoEngine())))
+
+
+def test_what_on_result_raises_comes_out_at_once(tiny_bundle: Path) -> None:
+    def full(result: Result) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match=r"^disk full$"):
+        run(Pipeline([clip("a", 3)], detector(tiny_bundle), on_result=full))
+
+
+def test_stop_and_close_while_a_camera_is_silent(tiny_bundle: Path) -> None:
+    camera = Camera("camera")
+    pipeline = Pipeline([camera, clip("clip", 1)], detector(tiny_bundle))
+    runner = Thread(target=pipeline.run)
+    with pipeline:
+        runner.start()
+        pipeline.stop()
+        runner.join(SOON)
+        assert not runner.is_alive() and pipeline.stopped
+        began = monotonic()
+    assert monotonic() - began < 5 and camera.closed
+    assert not [thread for thread in threads() if thread.name == "reader of camera"]
+    pipeline.close()
+
+
+def test_a_slow_engine_sees_the_newest_frames(tiny_bundle: Path, results: list[Result]) -> None:
+    camera, fed = Camera("camera", [frame(0)]), Event()
+
+    class Slow(FakeBackend):
+        def run(self, inputs: Tensors) -> Tensors:
+            if not fed.is_set():  # while the engine works, 49 more come
+                for index in range(1, 50):
+                    camera.feed(frame(index))
+                camera.end()
+                fed.set()
+                reader = next(thread for thread in threads() if thread.name == "reader of camera")
+                reader.join(SOON)
+            return super().run(inputs)
+
+    slow = detector(tiny_bundle, backend=Slow(tiny.graph_spec(), [ROWS]))
+    pipeline = Pipeline([camera], slow, staleness=1e6, on_result=results.append)
+    run(pipeline)
+    assert of(results, "camera") == [0, 49]
+    assert pipeline.streams[0].drops == {"late": 48}
+    assert all(result.seconds["wait"] >= 0 for result in results)
+
+
+def test_every_drops_nothing(tiny_bundle: Path, results: list[Result]) -> None:
+    camera = Camera("camera", [frame(index) for index in range(50)])
+    camera.end()
+    pipeline = Pipeline([camera], detector(tiny_bundle), policy="every", staleness=1e-9, on_result=results.append)
+    run(pipeline)
+    assert of(results, "camera") == list(range(50)) and pipeline.streams[0].drops == {}
+
+
+def test_a_stale_frame_is_dropped_and_counted(tiny_bundle: Path, results: list[Result]) -> None:
+    camera = Camera("camera", [frame(0, captured=monotonic() - 3600)])
+    camera.drops["corrupt"] = 2
+    camera.end()
+    pipeline = Pipeline([camera], detector(tiny_bundle), on_result=results.append)
+    run(pipeline)
+    assert results == [] and pipeline.streams[0].drops == {"stale": 1, "corrupt": 2}
+
+
+def test_a_closed_shutter_keeps_the_picture_and_is_counted(tiny_bundle: Path, results: list[Result]) -> None:
+    flat = Frame(np.full(tiny.SIZE_HW, 29000, np.uint16), 1, 1 / 25)
+    source = Source("camera", 25.0, 3, iter([frame(0), flat, frame(2)]))
+    pipeline = Pipeline([source], detector(tiny_bundle), on_result=results.append)
+    run(pipeline)
+    assert [result.frame.held for result in results] == [None, "uniform", None]
+    assert results[1].picture is results[0].picture and len(results[1].detections) == 2
+    assert pipeline.streams[0].held == {"uniform": 1}
+
+
+def test_each_stream_has_a_tracker_of_its_own(tiny_bundle: Path, results: list[Result]) -> None:
+    class Counting:
+        def __init__(self, source: Source) -> None:
+            self.name, self.frames = source.name, 0
+
+        def update(self, detections: Detections, frame: Frame) -> Detections:
+            self.frames += 1
+            return detections[:1]
+
+    trackers: list[Counting] = []
+
+    def make(source: Source) -> Counting:
+        trackers.append(Counting(source))
+        return trackers[-1]
+
+    run(Pipeline([clip("a", 3), clip("b", 2)], detector(tiny_bundle), tracker=make, on_result=results.append))
+    assert {one.name: one.frames for one in trackers} == {"a": 3, "b": 2}
+    assert all(len(result.detections) == 1 and "track" in result.seconds for result in results)
+
+
+def test_names_are_distinct(tiny_bundle: Path) -> None:
+    with Pipeline([clip("a", 1), clip("b", 1), clip("a", 1)], detector(tiny_bundle)) as pipeline:
+        assert [stream.name for stream in pipeline.streams] == ["a (1)", "b", "a (2)"]
+
+
+def test_what_was_opened_is_closed_when_another_cannot_be(tiny_bundle: Path) -> None:
+    camera = Camera("camera")
+    with pytest.raises(SourceError, match=r"absent\.mp4"):
+        Pipeline([camera, "absent.mp4"], detector(tiny_bundle))
+    assert camera.closed
+
+
+def test_no_source(tiny_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="at least one source; got none"):
+        Pipeline([], detector(tiny_bundle))
+
+
+@pytest.mark.parametrize("value", [None, 0.6, 0.95])
+def test_a_threshold_set_while_it_runs_holds_from_the_next_frame(value: Any, tiny_bundle: Path) -> None:
+    one, counts = detector(tiny_bundle), list[int]()
+
+    def note(result: Result) -> None:
+        counts.append(len(result.detections))
+        if result.frame.index == 1:
+            one.score_threshold = value
+
+    clips = Eager("a", 4)
+    run(Pipeline([clips.source], one, on_result=note))
+    after = {None: 2, 0.6: 1, 0.95: 0}[value]
+    assert counts == [2, 2, after, after]
+    with pytest.raises(UsageError, match=r"0\.\.1; got 7"):
+        one.score_threshold = 7
+    assert one.score_threshold == value
