@@ -38,7 +38,7 @@ def test_a_uri_says_the_scene(uri: str, spec: SceneSpec) -> None:
         ("sim://", "expected sim://ground"),
         ("file://ground", "expected sim://ground"),
         ("sim://ground/7", "expected sim://ground"),
-        ("sim://ground?sed=7", "expected the keys seed, frames, size, fps, objects; got 'sed'"),
+        ("sim://ground?sed=7", "expected the keys seed, frames, size, fps, objects, live; got 'sed'"),
         ("sim://ground?seed=x", "expected seed like seed=7; got seed=x"),
         ("sim://ground?seed=", "expected seed like"),
         ("sim://ground?seed=-1", "a seed of 0 or more"),
