@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 KINDS = {"bytetrack": "ByteTrackTracker", "ocsort": "OCSORTTracker"}
 FPS = 30.0
-# What is above it may begin a track: the manifests' usual threshold. The libraries' own limits, 0.6 and 0.7, would leave
-# an object that is found in every frame with a score of 0.5 without a number.
+# What is above it may begin a track: the manifests' usual threshold. With the libraries' own limits, 0.6 and 0.7, an
+# object that is found in every frame with a score of 0.5 would never have a number.
 SURE = 0.3
 HALF_LIFE = 2.0  # seconds after which a vote counts half
 _FORGOTTEN = 60.0  # seconds without a vote after which a track's votes are dropped: it is over by then
