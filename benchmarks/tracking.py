@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,11 +101,12 @@ def read_clip(name: str, clip: dict[str, Any], file: Path) -> Clip:
 class Judged(NamedTuple):
     """What became of the objects of one clip.
 
-    right     of each judged detection
+    right     of each judged detection; changes, how often its class is another one than in the judged frame before
     track_ids of them; objects, frames that have one
     """
 
     right: np.ndarray
+    changes: int
     track_ids: np.ndarray
     objects: int
 
@@ -118,9 +119,11 @@ class Judged(NamedTuple):
 def judge(clip: Clip, found: Iterable[tuple[Frame, Detections]]) -> Judged:
     """Args: found, with track ids or without."""
     rows = [(one, row) for frame, one in found if (row := judged_row(clip, frame, one)) is not None]
-    right = [one.names[row] == clip.category for one, row in rows]
+    names = [one.names[row] for one, row in rows]
+    changes = sum(a != b for a, b in pairwise(names))
     ids = [-1 if one.track_ids is None else one.track_ids[row] for one, row in rows]
-    return Judged(np.array(right, bool), np.array(ids, int), len(clip.truth))
+    right = np.array([name == clip.category for name in names], bool)
+    return Judged(right, changes, np.array(ids, int), len(clip.truth))
 
 
 def judged_row(clip: Clip, frame: Frame, found: Detections) -> int | None:
@@ -170,6 +173,7 @@ def summary(clips: Sequence[Clip], judged: Sequence[Judged], alone: Sequence[Jud
         "better_same_worse": [sum(g > 0 for g in gains), sum(g == 0 for g in gains), sum(g < 0 for g in gains)],
         "judged": sum(len(j.right) for _, j, _ in seen), "objects": sum(j.objects for j in judged),
         "followed": round(100 * float(np.concatenate([j.track_ids >= 0 for _, j, _ in seen]).mean()), 1),
+        "changes_a_clip": round(float(np.mean([j.changes for _, j, _ in seen])), 2),
         "numbers_a_clip": round(float(np.mean([j.numbers for _, j, _ in seen])), 2),
         "by_clip": each,
     }

@@ -174,7 +174,7 @@ def learn(name: str, frames: Sequence[Regions], nms_iou: float) -> Enrolment:
     weights, bias = _fit(examples, others)
     pairs = [
         (one, _fit(examples - a, others - b))
-        for one, (a, b) in zip(frames, moments, strict=True) if examples.count > a.count and others.count > b.count
+        for one, (a, b) in zip(frames, moments, strict=True) if examples.number > a.number and others.number > b.number
     ]
     # Of a single frame nothing can be left out; its own regions then say how far apart both kinds are.
     pairs = pairs if len(pairs) > 1 else [(one, (weights, bias)) for one in frames]
@@ -200,7 +200,7 @@ class _Moments(NamedTuple):
     """Of some vectors: how many, their sum (D,), and the sum of their outer products (D, D). Frames add up, and one is
     left out by subtracting it."""
 
-    count: int
+    number: int
     total: Any
     squares: Any
 
@@ -213,17 +213,17 @@ class _Moments(NamedTuple):
 
     @property
     def mean(self) -> Floats:
-        return np.asarray(self.total / self.count)
+        return np.asarray(self.total / self.number)
 
     @property
     def scatter(self) -> Floats:
         """(D, D) the sum of outer products of what is apart from the mean."""
-        return np.asarray(self.squares - self.count * np.outer(self.mean, self.mean))
+        return np.asarray(self.squares - self.number * np.outer(self.mean, self.mean))
 
 
 def _fit(examples: _Moments, others: _Moments) -> tuple[Floats, float]:
     """Fisher's discriminant: weights (D,) and bias, whose margin is 0 halfway between both means."""
-    covariance = (examples.scatter + others.scatter) / (examples.count + others.count)  # (D, D)
+    covariance = (examples.scatter + others.scatter) / (examples.number + others.number)  # (D, D)
     size = max(float(np.trace(covariance)) / len(covariance), _TINY)
     shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance))
     weights = np.linalg.solve(shrunk, examples.mean - others.mean)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glmd_runtime.boxes import nms
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import UnsupportedError, UsageError
 
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 KINDS = {"bytetrack": "ByteTrackTracker", "ocsort": "OCSORTTracker"}
 FPS = 30.0
-# Detections have passed their class's threshold, so all of them may begin a track; the libraries' own limits of 0.6 and
-# 0.7 are for detectors whose scores reach them. Those above SURE are assigned first by ByteTrack.
+# What is above it may begin a track: the manifests' usual threshold. With the libraries' own limits, 0.6 and 0.7, an
+# object that is found in every frame with a score of 0.5 would never have a number.
 SURE = 0.3
+ONE_OBJECT_IOU = 0.5  # of boxes of two classes that are one object
 HALF_LIFE = 2.0  # seconds after which a vote counts half
 _FORGOTTEN = 60.0  # seconds without a vote after which a track's votes are dropped: it is over by then
 _LEAST_STEP = 1e-6  # seconds; what two frames of one time are taken apart, as time must not stand still
@@ -82,8 +84,11 @@ class Tracker:
         """(N,) the library's own numbers. It leaves out detections and changes their order, so each carries its row."""
         import supervision
 
-        rows: dict[str, Any] = {"row": np.arange(len(detections))}
-        boxes = supervision.Detections(xyxy=detections.xyxy, confidence=detections.scores, data=rows)
+        # An object that was found under two names is one object: the less sure name would begin a track of its own, or
+        # vote in the other's.
+        rows = nms(detections.xyxy, detections.scores, ONE_OBJECT_IOU)
+        data: dict[str, Any] = {"row": rows}
+        boxes = supervision.Detections(detections.xyxy[rows], confidence=detections.scores[rows], data=data)
         came = self._tracks.update(boxes, timestamp=self._time)
         ids = np.full(len(detections), -1, np.int64)
         if len(came):

@@ -123,6 +123,24 @@ def test_frames_of_one_time_and_empty_frames(kind: str) -> None:
     assert len(empty) == 0 and empty.track_ids is not None
 
 
+@pytest.mark.parametrize(("score", "ids"), [(0.35, [0]), (0.25, [-1])])
+@KIND
+def test_what_is_above_the_usual_threshold_begins_a_track(kind: str, score: float, ids: list[int]) -> None:
+    tracker = Tracker(kind, FPS)
+    for i in range(10):
+        came = tracker.update(found([(3.0 * i, 50, 0, score)]), frame(i))
+    assert came.track_ids is not None and came.track_ids.tolist() == ids
+
+
+@KIND
+def test_the_second_name_of_an_object_begins_no_track(kind: str) -> None:
+    tracker = Tracker(kind, FPS)
+    for i in range(10):
+        came = tracker.update(found([(3.0 * i + 1, 50, 1, 0.4), (3.0 * i, 50, 0, 0.8)]), frame(i))
+    assert came.track_ids is not None and came.track_ids.tolist() == [-1, 0]
+    assert came.class_ids.tolist() == [1, 0]
+
+
 def test_a_class_that_flickers_settles() -> None:
     tracker, quiet = Tracker(fps=FPS), Tracker(fps=FPS, vote=False)
     classes: dict[bool, list[int]] = {True: [], False: []}
