@@ -86,6 +86,8 @@ class FrontEnd:
     def prepare(self, frame: Frame) -> Prepared:
         """Counts become intensities as this stream's; Raises: FrameError as `preprocess`, or for bad pixels' mask."""
         check_frame(frame.image)
+        if self._bad:
+            self._bad.check(frame.image)
         if frame.image.dtype == np.uint8:
             picture = np.asarray(255 - frame.image if self._inverts else frame.image, np.uint8)
             return Prepared(frame, picture, frame.image)
