@@ -66,13 +66,12 @@ def draw(frame: NDArray[Any], detections: Detections) -> Picture:
 
 
 def label_text(detections: Detections, row: int) -> str:
-    """`person #7 0.91 36.2 C`; OpenCV's letters are ASCII, so the degree sign is left out."""
+    """`person #7  0.91  36.2 C`; OpenCV's letters are ASCII, so the degree sign is left out."""
     tracks, temperatures = detections.track_ids, detections.temperatures
-    words = [detections.names[row]]
-    words += [f"#{tracks[row]}"] if tracks is not None and tracks[row] >= 0 else []
-    words += [f"{detections.scores[row]:.2f}"]
+    track = f" #{tracks[row]}" if tracks is not None and tracks[row] >= 0 else ""
+    words = [f"{detections.names[row]}{track}", f"{detections.scores[row]:.2f}"]
     words += [f"{temperatures[row, 2]:.1f} C"] if temperatures is not None else []
-    return " ".join(words)
+    return "  ".join(words)  # one space is narrow in this font
 
 
 def _draw_box(picture: Picture, xyxy: NDArray[np.int_], colour: tuple[int, int, int]) -> None:

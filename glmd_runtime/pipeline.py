@@ -75,8 +75,12 @@ class Pipeline:
             names = _distinct([source.name for source in opened])
             self.streams = tuple(
                 Stream(
-                    name, source, detector.front_end(camera(source) if callable(camera) else camera),
-                    tracker(source) if tracker else None, newest=policy == "freshest", staleness=staleness,
+                    name,
+                    source,
+                    detector.front_end(camera(source) if callable(camera) else camera, name),
+                    tracker(source) if tracker else None,
+                    newest=policy == "freshest",
+                    staleness=staleness,
                 )
                 for name, source in zip(names, opened, strict=True)
             )

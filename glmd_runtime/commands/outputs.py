@@ -11,6 +11,7 @@ from typing import Any
 
 from glmd_runtime.detector import Detector
 from glmd_runtime.draw import draw
+from glmd_runtime.errors import GlmdError
 from glmd_runtime.sinks import JsonlSink, Mp4Sink, StdoutSink, save_picture
 from glmd_runtime.streams import Result, Stream
 from glmd_runtime.video.recording import Recorder
@@ -21,7 +22,7 @@ REMEMBERED = 10_000  # frames of which the last line says the milliseconds; a st
 
 
 class Outputs:
-    """The files of one stream; inside `with`. An error discards those of an unfinished stream.
+    """The files of one stream; inside `with`. An error discards those of a file that was not read to its end.
 
     Args: number, put into the files' names where there are several streams.
     """
@@ -60,9 +61,14 @@ class Outputs:
             self._video.write(draw(result.picture, result.detections), result.frame.time)
 
     def __exit__(self, *error: Any) -> None:
-        whole = error[0] is None or (self.stream.finished and self.stream.error is None)
-        self._stack.__exit__(*((None, None, None) if whole else error))
-        if whole and self._best and (path := self._given.get("picture")):
+        if self.stream.live and not self._frames:  # nothing came, so there is nothing to keep
+            self._given = {}
+            error = (GlmdError, GlmdError("no frame came"), None)
+        # What a camera gave is whole wherever it ends, whatever ended it.
+        elif self.stream.live or (self.stream.finished and self.stream.error is None):
+            error = (None, None, None)
+        self._stack.__exit__(*error)
+        if error[0] is None and self._best and (path := self._given.get("picture")):
             save_picture(path, draw(self._best.picture, self._best.detections))
 
     def summary(self, detector: Detector) -> str:
@@ -76,7 +82,7 @@ class Outputs:
         text += f" ({info['backend']}, {info['precision']}, {info['device']})"
         written = [path for name, path in self._given.items() if name in ("json", "picture") and path != STDOUT]
         for parts in (self._video, self._recorder):  # may have several files
-            written += parts.paths if parts else []
+            written += parts.paths if parts and self._frames else []
         return f"{text} -> {', '.join(map(str, written))}" if written else text
 
 

@@ -68,6 +68,7 @@ def run_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """The command: until the sources end; the page, where there is one, stays until the user leaves."""
     _check_outputs(args)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of every tag that it does not know
     view_at, metrics_at = (parse_address(text) if text else None for text in (args.view, args.metrics))
     camera, tracker = _camera(args), _tracker(args.track)
     listeners: list[Callable[[Result], object]] = []

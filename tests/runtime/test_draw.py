@@ -60,10 +60,13 @@ def test_labels_stay_inside_and_off_small_objects(corner: tuple[int, int]) -> No
 @pytest.mark.parametrize(
     ("columns", "texts"),
     [
-        ({}, ["class 0 0.90", "class 1 0.30"]),
-        ({"track_ids": [7, -1]}, ["class 0 #7 0.90", "class 1 0.30"]),
-        ({"temperatures": [[1, 2, 36.24], [-9, -8, -7]]}, ["class 0 0.90 36.2 C", "class 1 0.30 -7.0 C"]),
-        ({"track_ids": [0, 12], "temperatures": np.zeros((2, 3))}, ["class 0 #0 0.90 0.0 C", "class 1 #12 0.30 0.0 C"]),
+        ({}, ["class 0  0.90", "class 1  0.30"]),
+        ({"track_ids": [7, -1]}, ["class 0 #7  0.90", "class 1  0.30"]),
+        ({"temperatures": [[1, 2, 36.24], [-9, -8, -7]]}, ["class 0  0.90  36.2 C", "class 1  0.30  -7.0 C"]),
+        (
+            {"track_ids": [0, 12], "temperatures": np.zeros((2, 3))},
+            ["class 0 #0  0.90  0.0 C", "class 1 #12  0.30  0.0 C"],
+        ),
     ],
 )
 def test_labels_say_what_is_known(columns: dict[str, Any], texts: list[str]) -> None:

@@ -130,6 +130,38 @@ def test_a_scene_without_end_may_go_into_a_pipe(tiny_bundle: Path) -> None:
         assert process.stdout and json.loads(process.stdout.readline())["frame"] == 0
 
 
+def test_a_camera_that_never_came_costs_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("o.jsonl", "o.mp4", "o.mkv", "o.png")]
+    options = zip(("--json", "--save", "--record", "--picture"), paths, strict=True)
+    gone = "rtsp://127.0.0.1:1/gate"
+    words = ("--source", gone, "--source", CAMERA, *(word for pair in options for word in pair))
+    with started(tiny_bundle, *words) as process:
+        until = monotonic() + SOON
+        while not ((kept := tmp_path / "o.2.mkv").exists() and kept.stat().st_size > 20_000):
+            assert process.poll() is None and monotonic() < until
+            sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        out, error = process.communicate(timeout=SOON)
+    assert process.returncode == 0, error
+    first, second = out.splitlines()
+    assert first.startswith(f"{gone}: 0 frames, ") and "->" not in first and "o.2.mp4" in second
+    names = ["o.2.jsonl", "o.2.mkv", "o.2.mkv.jsonl", "o.2.mp4", "o.2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_camera_keeps_its_files_where_another_source_fails(tiny_bundle: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for name, size in [("a.png", 8), ("b.png", 9)]:
+        cv2.imwrite(str(odd / name), np.zeros((size, size), np.uint8))
+    out = tmp_path / "out" / "o.jsonl"
+    with started(tiny_bundle, "--source", CAMERA, "--source", odd, "--json", out) as process:
+        said(process, "odd: ended")
+        os.kill(process.pid, signal.SIGTERM)
+        _, error = process.communicate(timeout=SOON)
+    assert process.returncode == 1 and "odd: " in error and [path.name for path in out.parent.iterdir()] == ["o.1.jsonl"]
+
+
 def test_what_is_particular_to_a_camera(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     mask, out = tmp_path / "bad.png", tmp_path / "o.jsonl"
     bad = np.zeros((64, 80), np.uint8)
