@@ -60,6 +60,14 @@ def said(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     raise AssertionError(f"it ended without saying {pattern!r}")
 
 
+def filled(process: subprocess.Popen[str], recording: Path) -> None:
+    """Wait until some frames of a camera were recorded."""
+    until = monotonic() + SOON
+    while not (recording.exists() and recording.stat().st_size > 20_000):
+        assert process.poll() is None and monotonic() < until
+        sleep(0.05)
+
+
 def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -136,10 +144,7 @@ def test_a_camera_that_never_came_costs_nothing(tiny_bundle: Path, tmp_path: Pat
     gone = "rtsp://127.0.0.1:1/gate"
     words = ("--source", gone, "--source", CAMERA, *(word for pair in options for word in pair))
     with started(tiny_bundle, *words) as process:
-        until = monotonic() + SOON
-        while not ((kept := tmp_path / "o.2.mkv").exists() and kept.stat().st_size > 20_000):
-            assert process.poll() is None and monotonic() < until
-            sleep(0.05)
+        filled(process, tmp_path / "o.2.mkv")
         os.kill(process.pid, signal.SIGINT)
         out, error = process.communicate(timeout=SOON)
     assert process.returncode == 0, error
@@ -154,12 +159,15 @@ def test_a_camera_keeps_its_files_where_another_source_fails(tiny_bundle: Path, 
     odd.mkdir()
     for name, size in [("a.png", 8), ("b.png", 9)]:
         cv2.imwrite(str(odd / name), np.zeros((size, size), np.uint8))
-    out = tmp_path / "out" / "o.jsonl"
-    with started(tiny_bundle, "--source", CAMERA, "--source", odd, "--json", out) as process:
+    out = tmp_path / "out"
+    words = ("--json", out / "o.jsonl", "--record", out / "o.mkv")
+    with started(tiny_bundle, "--source", CAMERA, "--source", odd, *words) as process:
         said(process, "odd: ended")
+        filled(process, out / "o.1.mkv")
         os.kill(process.pid, signal.SIGTERM)
         _, error = process.communicate(timeout=SOON)
-    assert process.returncode == 1 and "odd: " in error and [path.name for path in out.parent.iterdir()] == ["o.1.jsonl"]
+    assert process.returncode == 1 and "glmd-run: error: odd: " in error
+    assert "o.1.jsonl" in [path.name for path in out.iterdir()] and not (out / "o.2.jsonl").exists()
 
 
 def test_what_is_particular_to_a_camera(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -181,10 +189,7 @@ def test_a_camera_is_stopped_and_its_outputs_are_whole(number: int, tiny_bundle:
     options = zip(("--json", "--save", "--record", "--picture"), paths, strict=True)
     with started(tiny_bundle, "--source", CAMERA, *(word for pair in options for word in pair)) as process:
         said(process, "running: 80x64 uint16")
-        until = monotonic() + SOON
-        while not (paths[2].exists() and paths[2].stat().st_size > 20_000):
-            assert process.poll() is None and monotonic() < until
-            sleep(0.05)
+        filled(process, paths[2])
         os.kill(process.pid, number)
         out, error = process.communicate(timeout=SOON)
     assert process.returncode == 0 and "Traceback" not in error
