@@ -123,9 +123,12 @@ class Stream:
 
     def _lately(self) -> list[tuple[float, float]]:
         with self._changed:
-            while len(self._recent) > 2 and self._recent[0][0] < monotonic() - WINDOW:
-                self._recent.popleft()
+            self._forget()
             return list(self._recent)
+
+    def _forget(self) -> None:
+        while len(self._recent) > 2 and self._recent[0][0] < monotonic() - WINDOW:
+            self._recent.popleft()
 
     @property
     def held(self) -> dict[str, int]:
@@ -164,6 +167,7 @@ class Stream:
             self.frames += 1
             self._last = monotonic()
             self._recent.append((self._last, seconds["total"]))
+            self._forget()  # here too, as nobody may ever ask
         self._picture = self._seen(prepared)
         return Result(self.name, frame, found, self._picture, seconds)
 
