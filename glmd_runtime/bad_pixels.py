@@ -120,5 +120,5 @@ def _good_neighbours(mask: NDArray[np.bool_], y: int, x: int) -> tuple[NDArray[n
             return rows + top, columns + left
     raise FrameError(
         f"A bad pixel must have a good one within {RADIUS} pixels; there is none around row {y}, column {x}. "
-        "Is the mask inverted? True is for bad pixels."
+        "Is the mask inverted? True, or white in a picture, is for bad pixels."
     )
