@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.errors import FrameError
+from glmd_runtime.errors import FrameError, UsageError
 
 OUTLYING = 8.0  # standard deviations of the sensor's noise from its neighbours
 SPREAD = 0.25  # of what a point of light has more than the picture around, a lens gives its neighbours more than this
 ALWAYS = 0.9  # part of the frames in which a bad pixel is outlying
 MIN_FRAMES = 8
+LOSSY = (".jpg", ".jpeg", ".webp")  # what is next to white is not black in them
 RADIUS = 2  # pixels; how far a fill looks for good neighbours
 
 
@@ -53,6 +56,23 @@ def _outlying(frame: NDArray[np.uint16]) -> tuple[NDArray[np.bool_], NDArray[np.
     )
 
 
+def read_bad_pixels(path: str | Path) -> NDArray[np.bool_]:
+    """A mask (H, W) bool from a picture of the camera's size, PNG or another lossless one; what is not black is bad.
+
+    Raises: UsageError for a file that is no such picture.
+    """
+    path = Path(path)
+    picture = None
+    if path.is_file() and path.suffix.lower() not in LOSSY:
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # opacity is left out
+    if picture is None:
+        raise UsageError(
+            f"A mask of bad pixels is a PNG of the camera's size, black but for the bad ones; got {path}, which is "
+            f"{'no such picture' if path.exists() else 'not there'}. find_bad_pixels makes one (docs/thermal.md)."
+        )
+    return np.asarray(picture.any(axis=2))
+
+
 class BadPixels:
     """A mask of bad pixels, made ready to fill frames fast.
 
@@ -69,17 +89,26 @@ class BadPixels:
         for y, x in np.argwhere(mask).tolist():
             self._places.append(((y, x), _good_neighbours(mask, y, x)))
 
-    def fill(self, frame: NDArray[np.uint16]) -> NDArray[np.uint16]:
-        """A copy of a frame (H, W) with the median of the good neighbours in each bad pixel.
+    def check(self, frame: NDArray[Any]) -> None:
+        """Raises: FrameError for a frame (H, W) or (H, W, 3) of another size than the mask."""
+        if frame.shape[:2] != self._shape:
+            raise FrameError(
+                f"A mask of bad pixels has its camera's size, {_size(frame.shape)}; got one of {_size(self._shape)}. "
+                "Make one for each camera."
+            )
 
-        Raises: FrameError for a frame of another size than the mask.
-        """
-        if frame.shape != self._shape:
-            raise FrameError(f"The mask of bad pixels is {self._shape}; got a frame {frame.shape}. Make one a camera.")
+    def fill(self, frame: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """A copy of a frame (H, W) with the median of the good neighbours in each bad pixel. Raises: as `check`."""
+        self.check(frame)
         filled = np.array(frame)
         for place, neighbours in self._places:
             filled[place] = np.median(frame[neighbours])
         return filled
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    """(H, W) as people say it: 640x512."""
+    return f"{shape[1]}x{shape[0]}"
 
 
 def _good_neighbours(mask: NDArray[np.bool_], y: int, x: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:

@@ -218,7 +218,7 @@ class Detector:
         Raises: SourceError when it cannot be opened or read, UsageError for a wrong sim:// address.
         """
         if not isinstance(source, str | Path):
-            front_end = self.front_end(camera)
+            front_end = self.front_end(camera, getattr(source, "name", "The stream"))
             for frame in source:
                 prepared = front_end.prepare(frame)
                 found = None if prepared.picture is None else self.run(prepared.picture)
@@ -229,9 +229,12 @@ class Detector:
         with open_source(source) as opened:
             yield from self.stream(opened, camera=camera)
 
-    def front_end(self, camera: Camera | None = None) -> FrontEnd:
-        """What one stream remembers, for a loop of one's own around `run`; `stream` is such a loop."""
-        return FrontEnd(self._manifest.preprocess, self.class_names, camera)
+    def front_end(self, camera: Camera | None = None, name: str = "The stream") -> FrontEnd:
+        """What one stream remembers, for a loop of one's own around `run`; `stream` is such a loop.
+
+        Args: camera, what is particular to it; name, how its warnings begin in the log.
+        """
+        return FrontEnd(self._manifest.preprocess, self.class_names, camera, name)
 
     def enroll(self, name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> Detector:
         """A detector that knows one more class, from a few boxes of it, without training; this one stays as it is.

@@ -36,6 +36,8 @@ COLOURS = (
 def draw(frame: NDArray[Any], detections: Detections) -> Picture:
     """A picture for people: the frame, enlarged when small, with a box and a label for each detection.
 
+    A label has the class, the number of the track, the score and the hottest temperature, where there are these.
+
     Args:
         frame: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; 16-bit counts become grey by percentiles.
         detections: in frame pixels.
@@ -55,12 +57,21 @@ def draw(frame: NDArray[Any], detections: Detections) -> Picture:
         _draw_box(picture, xyxy[row], colours[row])
     labels = np.empty((0, 4), int)
     for row in order:  # the best chooses its place first
-        text = f"{detections.names[row]} {detections.scores[row]:.2f}"
+        text = label_text(detections, row)
         label = _place(text, xyxy[row], xyxy, labels, picture.shape[:2])
         if label is not None:
             _draw_label(picture, text, label, colours[row])
             labels = np.concatenate([labels, label[None]])
     return picture
+
+
+def label_text(detections: Detections, row: int) -> str:
+    """`person #7  0.91  36.2 C`; OpenCV's letters are ASCII, so the degree sign is left out."""
+    tracks, temperatures = detections.track_ids, detections.temperatures
+    track = f" #{tracks[row]}" if tracks is not None and tracks[row] >= 0 else ""
+    words = [f"{detections.names[row]}{track}", f"{detections.scores[row]:.2f}"]
+    words += [f"{temperatures[row, 2]:.1f} C"] if temperatures is not None else []
+    return "  ".join(words)  # one space is narrow in this font
 
 
 def _draw_box(picture: Picture, xyxy: NDArray[np.int_], colour: tuple[int, int, int]) -> None:

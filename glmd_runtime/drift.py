@@ -30,7 +30,8 @@ class DriftWatch:
     are found: they are warmer than what is around them nearly always.
     """
 
-    def __init__(self, spec: PreprocessSpec) -> None:
+    def __init__(self, spec: PreprocessSpec, name: str = "The stream") -> None:
+        self._name = name
         self._spec = spec
         self._looks: deque[Looks] = deque(maxlen=LOOKS)
         self._votes: deque[bool] = deque(maxlen=VOTES)  # whether the warm are the darker ones
@@ -51,7 +52,7 @@ class DriftWatch:
         self._vote(picture, found)
         now = dict(self._judge())
         for kind in now.keys() - self._warnings.keys():
-            _log.warning("The stream is not what the model was trained on. %s", now[kind])
+            _log.warning("%s is not what the model was trained on. %s", self._name, now[kind])
         self._warnings = now
 
     def _vote(self, picture: NDArray[np.uint8], found: Detections) -> None:

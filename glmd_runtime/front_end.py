@@ -65,17 +65,20 @@ class FrontEnd:
 
     One object a stream; both calls in the order of the frames. `Detector.front_end` makes it.
 
+    name      how its warnings begin, in the log
     held      how many frames showed nothing of the scene, by cause: "frozen", "uniform"
     warnings  what is not as in training, see `DriftWatch.warnings`
     """
 
-    def __init__(self, spec: PreprocessSpec, class_names: tuple[str, ...], camera: Camera | None = None) -> None:
+    def __init__(
+        self, spec: PreprocessSpec, class_names: tuple[str, ...], camera: Camera | None = None, name: str = "The stream"
+    ) -> None:
         camera = camera or Camera()
         self._intensity = _for_camera(spec.intensity, camera)
         self._inverts = camera.polarity not in (None, spec.intensity.polarity)  # 8-bit pictures
         self._bad = None if camera.bad_pixels is None else BadPixels(camera.bad_pixels)
         self._damped = DampedCurve(self._intensity.damping) if self._intensity.damping else None
-        self._shutter, self._drift = ShutterWatch(), DriftWatch(spec)
+        self._shutter, self._drift = ShutterWatch(name), DriftWatch(spec, name)
         self._last = Detections.empty(class_names)
         self.held: Counter[str] = Counter()
 
@@ -86,6 +89,8 @@ class FrontEnd:
     def prepare(self, frame: Frame) -> Prepared:
         """Counts become intensities as this stream's; Raises: FrameError as `preprocess`, or for bad pixels' mask."""
         check_frame(frame.image)
+        if self._bad:
+            self._bad.check(frame.image)
         if frame.image.dtype == np.uint8:
             picture = np.asarray(255 - frame.image if self._inverts else frame.image, np.uint8)
             return Prepared(frame, picture, frame.image)

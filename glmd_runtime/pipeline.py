@@ -20,6 +20,7 @@ from time import monotonic
 
 from glmd_runtime.detector import Detector
 from glmd_runtime.errors import GlmdError, UsageError
+from glmd_runtime.front_end import Camera
 from glmd_runtime.streams import FrameTracker, Result, Stream
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.live import STALENESS, Policy
@@ -36,13 +37,14 @@ class Pipeline:
     Args:
         sources: addresses for `open_source`, or sources that are open; all are closed with the pipeline.
         detector: stays open.
+        camera: what is particular to the cameras, one for all, or what says it of a source; None for nothing.
         tracker: makes a tracker for a source; None for detections without tracks.
         policy: for live sources: "freshest" skips frames that the engine has no time for, "every" does not.
         staleness: seconds; a live frame older than this is dropped ("freshest" only).
         on_result: called with each Result, of one stream in order.
         on_status: called with a stream's name and its Status whenever that changed.
     Both are called in the thread of `run`; what they need longer for than the engine slows every stream down.
-    Raises: UsageError without a source, and what `open_source` raises.
+    Raises: UsageError without a source, and what `open_source`, `Detector.front_end` and the two functions raise.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Pipeline:
         sources: Sequence[str | Path | Source],
         detector: Detector,
         *,
+        camera: Camera | Callable[[Source], Camera] | None = None,
         tracker: Callable[[Source], FrameTracker] | None = None,
         policy: Policy = "freshest",
         staleness: float = STALENESS,
@@ -72,8 +75,12 @@ class Pipeline:
             names = _distinct([source.name for source in opened])
             self.streams = tuple(
                 Stream(
-                    name, source, detector.front_end(), tracker(source) if tracker else None,
-                    newest=policy == "freshest", staleness=staleness,
+                    name,
+                    source,
+                    detector.front_end(camera(source) if callable(camera) else camera, name),
+                    tracker(source) if tracker else None,
+                    newest=policy == "freshest",
+                    staleness=staleness,
                 )
                 for name, source in zip(names, opened, strict=True)
             )

@@ -36,7 +36,8 @@ class ShutterEvent:
 class ShutterWatch:
     """What it remembers of a stream: the last frame in which the scene was seen, and since when it has not been."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "The stream") -> None:
+        self._name = name
         self._frame = np.zeros((0, 0), np.uint16)
         self._cells = np.zeros((0, 0), np.float32)
         self._since: float | None = None  # when the shutter closed
@@ -65,7 +66,9 @@ class ShutterWatch:
         if time - self._since < LONGEST:
             return True
         if not self._warned:
-            _log.warning("The picture is %s for %g s, longer than by a shutter. Look at the camera.", held, LONGEST)
+            _log.warning(
+                "%s is %s for %g s, longer than by a shutter. Look at the camera.", self._name, held, LONGEST
+            )
         self._warned = True
         return False
 

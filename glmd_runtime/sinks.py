@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import FrameError, UsageError
+from glmd_runtime.errors import FrameError, GlmdError, UsageError
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
 
@@ -58,8 +60,36 @@ def save_picture(path: str | Path, picture: NDArray[np.uint8]) -> None:
         partial.write_bytes(content.tobytes())
 
 
+def json_line(frame: Frame, detections: Detections, **more: Any) -> str:
+    """`{**more, "frame", "time", "detections": [...]}`, and "held" of a frame that nothing was detected in."""
+    line = {**more, "frame": frame.index, "time": round(frame.time, 4)}
+    line |= {"held": frame.held} if frame.held else {}
+    return json.dumps({**line, "detections": detections.to_dict()})
+
+
+class StdoutSink:
+    """One JSON line a frame on standard output, at once, for the program behind a pipe; it begins with "source"."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def __enter__(self) -> StdoutSink:
+        return self
+
+    def write(self, frame: Frame, detections: Detections) -> None:
+        """Raises: GlmdError when nobody reads it any more."""
+        try:
+            print(json_line(frame, detections, source=self.source), flush=True)
+        except BrokenPipeError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own end would fail on it
+            raise GlmdError("The program that reads standard output has ended; so does this one.") from error
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class JsonlSink:
-    """One JSON line a frame, frames without detections too: `{"frame", "time", "detections": [...]}`."""
+    """One JSON line a frame, as `json_line` says, frames without detections too."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -71,29 +101,68 @@ class JsonlSink:
         return self
 
     def write(self, frame: Frame, detections: Detections) -> None:
-        line = {"frame": frame.index, "time": round(frame.time, 4), "detections": detections.to_dict()}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json_line(frame, detections) + "\n")
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
 
 class Mp4Sink:
-    """H.264 video that every player shows; the size is that of the first picture.
+    """H.264 video that every player shows. Inside `with`; an error discards the file that is not complete.
+
+    A file holds pictures of one size. Where a camera changes, the file is completed, and it goes on in NAME-2.mp4,
+    NAME-3.mp4 ..., of which none is overwritten.
 
     Args: path ending in .mp4; fps, pictures a second.
     """
 
     def __init__(self, path: str | Path, fps: float) -> None:
         self.path, self.fps = Path(path), fps
-        self._stream: Any = None
-        self._hw: tuple[int, int] | None = None
-        self._tick = -1  # the last picture's place, in frames
-        self._start: float | None = None  # the first one's time
+        self.paths: list[Path] = []
         if self.path.suffix.lower() != ".mp4":
             raise UsageError(f"A video's name must end in .mp4; got {path}.")
 
     def __enter__(self) -> Mp4Sink:
+        import_av()
+        self._begin(self.path)
+        return self
+
+    def write(self, picture: NDArray[np.uint8], time: float | None = None) -> None:
+        """Append one (H, W, 3) uint8 BGR picture.
+
+        Args: time, seconds since the first one, so that a stream that lost frames plays at its own pace; None for the
+            next in a row.
+        """
+        if self._part.hw not in (None, picture.shape[:2]):
+            self._stack.close()
+            self._begin(self._free_path())
+        self._part.write(picture, time)
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def _begin(self, path: Path) -> None:
+        with ExitStack() as stack:
+            self._part = stack.enter_context(_Mp4Part(path, self.fps))
+            self._stack = stack.pop_all()
+        self.paths.append(path)
+
+    def _free_path(self) -> Path:
+        names = (self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}") for number in count(2))
+        return next(path for path in names if not path.exists())
+
+
+class _Mp4Part:
+    """One file, of pictures of one size; `hw` is that of the first."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.fps = path, fps
+        self.hw: tuple[int, int] | None = None
+        self._stream: Any = None
+        self._tick = -1  # the last picture's place, in frames
+        self._start: float | None = None  # the first one's time
+
+    def __enter__(self) -> _Mp4Part:
         av = import_av()
         with ExitStack() as stack:
             partial = stack.enter_context(whole_file(self.path))
@@ -102,21 +171,14 @@ class Mp4Sink:
             self._stack = stack.pop_all()
         return self
 
-    def write(self, picture: NDArray[np.uint8], time: float | None = None) -> None:
-        """Append one (H, W, 3) uint8 BGR picture.
-
-        Args: time, seconds since the first one, so that a stream that lost frames plays at its own pace; None for the
-            next in a row.
-        Raises: FrameError when its size differs from the first one's.
-        """
+    def write(self, picture: NDArray[np.uint8], time: float | None) -> None:
         import av
 
+        h, w = picture.shape[:2]
         if self._stream is None:
-            self._stream, self._hw = self._add_stream(picture.shape[:2]), picture.shape[:2]
-        if picture.shape[:2] != self._hw:
-            raise FrameError(f"The pictures of a video must be of one size, {self._hw}; got {picture.shape[:2]}.")
+            self._stream, self.hw = self._add_stream((h, w)), (h, w)
         # H.264 halves the colour's resolution, so that both sides must be even.
-        padded = np.pad(picture, ((0, self._hw[0] % 2), (0, self._hw[1] % 2), (0, 0)), mode="edge")
+        padded = np.pad(picture, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(padded, format="bgr24")
         if time is not None:
             self._start = time if self._start is None else self._start

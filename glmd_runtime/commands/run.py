@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
-from statistics import median
 from threading import Event
 from types import FrameType
-from typing import Any
 
 import cv2
 from rich import progress as bars
@@ -21,24 +18,22 @@ from rich.console import Console
 from rich.text import Text
 
 from glmd_runtime.backends import BACKENDS
+from glmd_runtime.bad_pixels import read_bad_pixels
 from glmd_runtime.command import loading
+from glmd_runtime.commands.outputs import OUTPUTS, STDOUT, Outputs
 from glmd_runtime.detector import Detector
-from glmd_runtime.draw import draw
 from glmd_runtime.engines import BUILD
 from glmd_runtime.errors import UsageError
+from glmd_runtime.front_end import Camera
 from glmd_runtime.listen import parse_address
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
-from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
 from glmd_runtime.streams import FrameTracker, Result, Stream
-from glmd_runtime.video.recording import Recorder
+from glmd_runtime.thermal import POLARITIES
 from glmd_runtime.video.simulator import parse_sim_uri
 from glmd_runtime.video.source import Source
 from glmd_runtime.video.status import Status
 from glmd_runtime.view import PORT, View
-
-OUTPUTS = {"save": (".mp4",), "json": (".jsonl", ".json"), "picture": (), "record": (".mkv",)}  # option -> endings
-REMEMBERED = 10_000  # frames of which the last line says the milliseconds; a stream may go on for weeks
 
 
 def run_parser() -> argparse.ArgumentParser:
@@ -51,11 +46,14 @@ def run_parser() -> argparse.ArgumentParser:
         help="video, picture, directory of pictures, camera, or 'sim://ground?seed=7&frames=90'; once for each",
     )
     add("--policy", choices=("freshest", "every"), default="freshest", help="of cameras: skip late frames, or none")
+    add("--damping", type=float, metavar="SECONDS", help="how slowly 16-bit pictures follow the scene; 0: at once")
+    add("--polarity", choices=POLARITIES, help="of what the cameras deliver (default: what the model expects)")
+    add("--bad-pixels", type=Path, metavar="MASK.png", help="fill a 16-bit camera's pixels that are not black in MASK")
     add("--track", nargs="?", const="bytetrack", choices=("bytetrack", "ocsort"), help="follow objects (bytetrack)")
     add("--view", nargs="?", const=str(PORT), metavar="[HOST:]PORT", help=f"a page to look at (127.0.0.1:{PORT})")
     add("--metrics", metavar="[HOST:]PORT", help="serve numbers for Prometheus (host: 127.0.0.1)")
     add("--save", type=Path, metavar="OUT.mp4", help="write the annotated video")
-    add("--json", type=Path, metavar="OUT.jsonl", help="write one JSON line a frame")
+    add("--json", type=Path, metavar="OUT.jsonl", help="write one JSON line a frame; - for standard output")
     add("--picture", type=Path, metavar="OUT.png", help="write the annotated frame with the highest sum of scores")
     add("--record", type=Path, metavar="OUT.mkv", help="write the frames as the camera gave them, for replay")
     add("--score", type=float, metavar="S", help="keep detections above S, 0..1 (default: the bundle's own thresholds)")
@@ -70,8 +68,9 @@ def run_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """The command: until the sources end; the page, where there is one, stays until the user leaves."""
     _check_outputs(args)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of every tag that it does not know
     view_at, metrics_at = (parse_address(text) if text else None for text in (args.view, args.metrics))
-    tracker = _tracker(args.track)
+    camera, tracker = _camera(args), _tracker(args.track)
     listeners: list[Callable[[Result], object]] = []
     with ExitStack() as around:
         detector = around.enter_context(_detector(args))
@@ -80,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
             Pipeline(
                 args.source,
                 detector,
+                camera=camera,
                 tracker=tracker,
                 policy=args.policy,
                 on_result=lambda result: [listen(result) for listen in listeners],
@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> None:
                 pipeline.run()
         progress.stop()
         for output in outputs:
-            print(f"{output.stream.name}: {output.summary(detector)}", flush=True)
+            summary_to = sys.stderr if args.json == STDOUT else sys.stdout
+            print(f"{output.stream.name}: {output.summary(detector)}", file=summary_to, flush=True)
         if view_at and not pipeline.stopped:
             _linger()
 
@@ -121,6 +122,11 @@ def _detector(args: argparse.Namespace) -> Detector:
         )
 
 
+def _camera(args: argparse.Namespace) -> Camera:
+    bad_pixels = read_bad_pixels(args.bad_pixels) if args.bad_pixels else None
+    return Camera(args.damping, args.polarity, bad_pixels)
+
+
 def _tracker(kind: str | None) -> Callable[[Source], FrameTracker] | None:
     if kind is None:
         return None
@@ -129,72 +135,13 @@ def _tracker(kind: str | None) -> Callable[[Source], FrameTracker] | None:
     return lambda source: Tracker(kind, fps=source.fps)
 
 
-class Outputs:
-    """The files of one stream; inside `with`. An error discards those of an unfinished stream.
-
-    Args: number, put into the files' names where there are several streams.
-    """
-
-    def __init__(self, args: argparse.Namespace, stream: Stream, number: int | None) -> None:
-        self.stream = stream
-        self._given = {name: numbered(getattr(args, name), number) for name in OUTPUTS if getattr(args, name)}
-        self._frames = self._detections = 0
-        self._milliseconds: deque[float] = deque(maxlen=REMEMBERED)
-        self._best: Result | None = None
-
-    def __enter__(self) -> Outputs:
-        fps = self.stream.source.fps
-        with ExitStack() as stack:
-            self._lines = stack.enter_context(JsonlSink(path)) if (path := self._given.get("json")) else None
-            self._video = stack.enter_context(Mp4Sink(path, fps)) if (path := self._given.get("save")) else None
-            self._recorder = stack.enter_context(Recorder(path, fps)) if (path := self._given.get("record")) else None
-            self._stack = stack.pop_all()
-        return self
-
-    def add(self, result: Result) -> None:
-        self._frames += 1
-        self._detections += len(result.detections)
-        self._milliseconds.append(result.seconds["detect"] * 1000)
-        if self._best is None or result.detections.scores.sum() > self._best.detections.scores.sum():
-            self._best = result
-        if self._recorder:
-            self._recorder.write(result.frame)
-        if self._lines:
-            self._lines.write(result.frame, result.detections)
-        if self._video:
-            self._video.write(draw(result.picture, result.detections), result.frame.time)
-
-    def __exit__(self, *error: Any) -> None:
-        whole = error[0] is None or (self.stream.finished and self.stream.error is None)
-        self._stack.__exit__(*((None, None, None) if whole else error))
-        if whole and self._best and (path := self._given.get("picture")):
-            save_picture(path, draw(self._best.picture, self._best.detections))
-
-    def summary(self, detector: Detector) -> str:
-        """What the run came to, for the last line."""
-        text = f"{self._frames} frames, {self._detections} detections"
-        if self._milliseconds:
-            text += f", {median(self._milliseconds):.1f} ms a frame"
-        if drops := self.stream.drops:
-            text += f", dropped {', '.join(f'{count} {cause}' for cause, count in drops.items())}"
-        info = detector.info()
-        text += f" ({info['backend']}, {info['precision']}, {info['device']})"
-        written = [path for name, path in self._given.items() if name != "record"]
-        written += self._recorder.paths if self._recorder else []  # a recording replaces nothing, and may have parts
-        return f"{text} -> {', '.join(map(str, written))}" if written else text
-
-
-def numbered(path: Path, number: int | None) -> Path:
-    """`out.mp4` -> `out.2.mp4`."""
-    return path if number is None else path.with_name(f"{path.stem}.{number}{path.suffix}")
-
-
 def _check_outputs(args: argparse.Namespace) -> None:
     """All that can be said before any work was done."""
-    outputs = [path for name in OUTPUTS if (path := getattr(args, name)) is not None]
+    outputs = [path for name in OUTPUTS if (path := getattr(args, name)) not in (None, STDOUT)]
     resolved = [path.resolve() for path in outputs]
-    if len(set(resolved)) < len(resolved):
-        raise UsageError(f"Every output needs a name of its own; got {', '.join(map(str, outputs))}.")
+    named = [*outputs, args.bad_pixels] if args.bad_pixels else outputs
+    if len({path.resolve() for path in named}) < len(named):
+        raise UsageError(f"Every output needs a name of its own; got {', '.join(map(str, named))}.")
     bundle = args.engine.parent if args.engine.is_file() else args.engine
     for path, given in product(resolved, (*map(Path, args.source), bundle)):
         if path.is_relative_to(given.resolve()):
@@ -208,7 +155,7 @@ def _check_endings(args: argparse.Namespace) -> None:
     """So that no output replaces a file of another kind."""
     for name, endings in OUTPUTS.items():
         path = getattr(args, name)
-        if path and endings and path.suffix.lower() not in endings:
+        if path not in (None, STDOUT) and endings and path.suffix.lower() not in endings:
             raise UsageError(f"--{name} must end in {' or '.join(endings)}; got {path}.")
     if args.picture and not cv2.haveImageWriter(str(args.picture)):
         raise UsageError(f"--picture must end in .png, .jpg or the like; got {args.picture}.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from glmd_runtime.detections import Detections
-from glmd_runtime.draw import COLOURS, MIN_SIDE, draw
+from glmd_runtime.draw import COLOURS, MIN_SIDE, draw, label_text
 from glmd_runtime.errors import FrameError
 
 NAMES = tuple(f"class {i}" for i in range(12))
@@ -52,6 +55,26 @@ def test_labels_stay_inside_and_off_small_objects(corner: tuple[int, int]) -> No
     picture = draw(np.full((1000, 1000), 90, np.uint8), detections((x, y, x + 12, y + 12)))
     np.testing.assert_array_equal(picture[y + 4 : y + 8, x + 4 : x + 8], 90)
     assert (picture != 90).any(axis=2).sum() > 500  # the label is there
+
+
+@pytest.mark.parametrize(
+    ("columns", "texts"),
+    [
+        ({}, ["class 0  0.90", "class 1  0.30"]),
+        ({"track_ids": [7, -1]}, ["class 0 #7  0.90", "class 1  0.30"]),
+        ({"temperatures": [[1, 2, 36.24], [-9, -8, -7]]}, ["class 0  0.90  36.2 C", "class 1  0.30  -7.0 C"]),
+        (
+            {"track_ids": [0, 12], "temperatures": np.zeros((2, 3))},
+            ["class 0 #0  0.90  0.0 C", "class 1 #12  0.30  0.0 C"],
+        ),
+    ],
+)
+def test_labels_say_what_is_known(columns: dict[str, Any], texts: list[str]) -> None:
+    found = replace(detections((0, 0, 9, 9), (20, 20, 30, 30)), **columns)
+    assert [label_text(found, row) for row in range(2)] == texts
+    frame = np.full((1000, 1000), 90, np.uint8)
+    plain, told = draw(frame, replace(found, track_ids=None, temperatures=None)), draw(frame, found)
+    assert bool(columns) == bool((plain != told).any())
 
 
 def test_a_crowd_is_drawn() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glmd_runtime import Detector, backends
+from glmd_runtime import Camera, Detector, backends
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.backends.fake import FakeBackend
 from glmd_runtime.detections import Detections
@@ -26,7 +26,8 @@ from glmd_runtime.video.source import Source
 from glmd_runtime.video.status import Status
 from tests import tiny
 from tests.conftest import skip_unless
-from tests.runtime.streams import ROWS, Camera, clip, detector, frame
+from tests.runtime import streams
+from tests.runtime.streams import ROWS, clip, detector, frame
 
 SOON = 20.0  # seconds; far above what anything here needs, on any machine
 
@@ -145,7 +146,7 @@ def test_frames_that_wait_share_a_call(tmp_path: Path) -> None:
 
 
 def test_a_lost_camera_does_not_stop_the_others(tiny_bundle: Path, results: list[Result]) -> None:
-    camera, said = Camera("camera"), list[tuple[str, str]]()
+    camera, said = streams.Camera("camera"), list[tuple[str, str]]()
     camera.lose("no route")
 
     def note(result: Result) -> None:
@@ -163,7 +164,7 @@ def test_a_lost_camera_does_not_stop_the_others(tiny_bundle: Path, results: list
 
 
 def test_states_as_they_are_for_people(tiny_bundle: Path) -> None:
-    camera = Camera("camera", [frame(0)])
+    camera = streams.Camera("camera", [frame(0)])
     seen = Event()
     pipeline = Pipeline([camera], detector(tiny_bundle), on_result=lambda _: seen.set())
     [stream] = pipeline.streams
@@ -229,7 +230,7 @@ def test_what_on_result_raises_comes_out_at_once(tiny_bundle: Path) -> None:
 
 
 def test_stop_and_close_while_a_camera_is_silent(tiny_bundle: Path) -> None:
-    camera = Camera("camera")
+    camera = streams.Camera("camera")
     pipeline = Pipeline([camera, clip("clip", 1)], detector(tiny_bundle))
     runner = Thread(target=pipeline.run)
     with pipeline:
@@ -244,7 +245,7 @@ def test_stop_and_close_while_a_camera_is_silent(tiny_bundle: Path) -> None:
 
 
 def test_a_slow_engine_sees_the_newest_frames(tiny_bundle: Path, results: list[Result]) -> None:
-    camera, fed = Camera("camera", [frame(0)]), Event()
+    camera, fed = streams.Camera("camera", [frame(0)]), Event()
 
     class Slow(FakeBackend):
         def run(self, inputs: Tensors) -> Tensors:
@@ -266,7 +267,7 @@ def test_a_slow_engine_sees_the_newest_frames(tiny_bundle: Path, results: list[R
 
 
 def test_every_drops_nothing(tiny_bundle: Path, results: list[Result]) -> None:
-    camera = Camera("camera", [frame(index) for index in range(50)])
+    camera = streams.Camera("camera", [frame(index) for index in range(50)])
     camera.end()
     pipeline = Pipeline([camera], detector(tiny_bundle), policy="every", staleness=1e-9, on_result=results.append)
     run(pipeline)
@@ -274,7 +275,7 @@ def test_every_drops_nothing(tiny_bundle: Path, results: list[Result]) -> None:
 
 
 def test_a_stale_frame_is_dropped_and_counted(tiny_bundle: Path, results: list[Result]) -> None:
-    camera = Camera("camera", [frame(0, captured=monotonic() - 3600)])
+    camera = streams.Camera("camera", [frame(0, captured=monotonic() - 3600)])
     camera.drops["corrupt"] = 2
     camera.end()
     pipeline = Pipeline([camera], detector(tiny_bundle), on_result=results.append)
@@ -290,6 +291,26 @@ def test_a_closed_shutter_keeps_the_picture_and_is_counted(tiny_bundle: Path, re
     assert [result.frame.held for result in results] == [None, "uniform", None]
     assert results[1].picture is results[0].picture and len(results[1].detections) == 2
     assert pipeline.streams[0].held == {"uniform": 1}
+
+
+def test_what_is_particular_to_cameras(tiny_bundle: Path, results: list[Result]) -> None:
+    def dark(source: Source) -> Camera:
+        return Camera(polarity="black-hot" if source.name == "b" else None)
+
+    run(Pipeline([clip("a", 1), clip("b", 1)], detector(tiny_bundle), camera=dark, on_result=results.append))
+    a, b = (next(r.picture for r in results if r.stream == name) for name in "ab")
+    assert a[20, 15] == 255 and b[20, 15] == 0  # the person
+    bad = np.zeros(tiny.SIZE_HW, bool)
+    bad[5, 40] = True
+    hot = frame(0)
+    hot.image[5, 40] = 65535
+    for camera in (None, Camera(bad_pixels=bad)):
+        source = Source("hot", 25.0, 1, iter([hot]))
+        run(Pipeline([source], detector(tiny_bundle), camera=camera, on_result=results.append))
+    assert results[-2].picture[5, 40] == 255 and abs(int(results[-1].picture[5, 40]) - results[-1].picture[5, 39]) < 5
+    small = Camera(bad_pixels=bad[:9, :9])
+    with pytest.raises(FrameError, match=r"^c: A mask of bad pixels has its camera's size, 80x64; got one of 9x9"):
+        run(Pipeline([clip("c", 1)], detector(tiny_bundle), camera=small))
 
 
 def test_each_stream_has_a_tracker_of_its_own(tiny_bundle: Path, results: list[Result]) -> None:
@@ -318,7 +339,7 @@ def test_names_are_distinct(tiny_bundle: Path) -> None:
 
 
 def test_what_was_opened_is_closed_when_another_cannot_be(tiny_bundle: Path) -> None:
-    camera = Camera("camera")
+    camera = streams.Camera("camera")
     with pytest.raises(SourceError, match=r"absent\.mp4"):
         Pipeline([camera, "absent.mp4"], detector(tiny_bundle))
     assert camera.closed

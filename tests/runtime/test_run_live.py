@@ -108,6 +108,73 @@ def test_tracks_are_in_the_lines(run, tmp_path: Path) -> None:  # type: ignore[n
         assert isinstance(last, list) and 0 in [row["track_id"] for row in last]
 
 
+def test_lines_for_the_program_behind_a_pipe(run) -> None:  # type: ignore[no-untyped-def]
+    code, out, error = run("--source", CLIP, "--source", OTHER, "--json", "-")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and {row["source"] for row in rows} == {CLIP, OTHER}
+    assert [row["frame"] for row in rows if row["source"] == CLIP] == [0, 1, 2]
+    assert f"{CLIP}: 3 frames, " in error and f"{OTHER}: 2 frames, " in error and "->" not in error
+
+
+def test_lines_come_at_once_and_end_with_their_reader(tiny_bundle: Path) -> None:
+    with started(tiny_bundle, "--source", CAMERA, "--json", "-") as process:
+        assert process.stdout
+        assert [json.loads(process.stdout.readline())["source"] for _ in range(2)] == [CAMERA] * 2
+        process.stdout.close()
+        assert said(process, "glmd-run: error: The program that reads standard output has ended")
+        assert process.wait(SOON) == 1 and process.stderr and process.stderr.read() == ""
+
+
+def test_a_scene_without_end_may_go_into_a_pipe(tiny_bundle: Path) -> None:
+    with started(tiny_bundle, "--source", "sim://air?frames=0&size=80x64", "--json", "-") as process:
+        assert process.stdout and json.loads(process.stdout.readline())["frame"] == 0
+
+
+def test_a_camera_that_never_came_costs_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("o.jsonl", "o.mp4", "o.mkv", "o.png")]
+    options = zip(("--json", "--save", "--record", "--picture"), paths, strict=True)
+    gone = "rtsp://127.0.0.1:1/gate"
+    words = ("--source", gone, "--source", CAMERA, *(word for pair in options for word in pair))
+    with started(tiny_bundle, *words) as process:
+        until = monotonic() + SOON
+        while not ((kept := tmp_path / "o.2.mkv").exists() and kept.stat().st_size > 20_000):
+            assert process.poll() is None and monotonic() < until
+            sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        out, error = process.communicate(timeout=SOON)
+    assert process.returncode == 0, error
+    first, second = out.splitlines()
+    assert first.startswith(f"{gone}: 0 frames, ") and "->" not in first and "o.2.mp4" in second
+    names = ["o.2.jsonl", "o.2.mkv", "o.2.mkv.jsonl", "o.2.mp4", "o.2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_camera_keeps_its_files_where_another_source_fails(tiny_bundle: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for name, size in [("a.png", 8), ("b.png", 9)]:
+        cv2.imwrite(str(odd / name), np.zeros((size, size), np.uint8))
+    out = tmp_path / "out" / "o.jsonl"
+    with started(tiny_bundle, "--source", CAMERA, "--source", odd, "--json", out) as process:
+        said(process, "odd: ended")
+        os.kill(process.pid, signal.SIGTERM)
+        _, error = process.communicate(timeout=SOON)
+    assert process.returncode == 1 and "odd: " in error and [path.name for path in out.parent.iterdir()] == ["o.1.jsonl"]
+
+
+def test_what_is_particular_to_a_camera(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    mask, out = tmp_path / "bad.png", tmp_path / "o.jsonl"
+    bad = np.zeros((64, 80), np.uint8)
+    bad[3, 4] = 255
+    cv2.imwrite(str(mask), bad)
+    words = ("--bad-pixels", mask, "--damping", 2, "--polarity", "black-hot")
+    code, _, error = run("--source", CLIP, "--json", out, *words)
+    assert code == 0 and len(lines(out)) == 3, error
+    cv2.imwrite(str(mask), bad[:9, :9])
+    code, _, error = run("--source", CLIP, "--bad-pixels", mask)
+    assert code == 1 and f"{CLIP}: A mask of bad pixels has its camera's size, 80x64; got one of 9x9." in error
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_camera_is_stopped_and_its_outputs_are_whole(number: int, tiny_bundle: Path, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("o.jsonl", "o.mp4", "o.mkv", "o.png")]
@@ -148,6 +215,10 @@ def test_the_page_and_the_numbers(tiny_bundle: Path) -> None:
         (["--view", "here"], "PORT or HOST:PORT, like 8080 or 0.0.0.0:8080; got 'here'"),
         (["--metrics", "99999"], "PORT or HOST:PORT"),
         (["--record", "{tmp}/o.mp4"], "--record must end in .mkv"),
+        (["--damping", "-1"], "damping is 0 or more seconds; got -1.0"),
+        (["--polarity", "hot"], "invalid choice: 'hot'"),
+        (["--bad-pixels", "{tmp}/absent.png"], "absent.png, which is not there. find_bad_pixels makes one"),
+        (["--bad-pixels", "{tmp}/o.png", "--picture", "{tmp}/o.png"], "a name of its own"),
         (["--policy", "latest"], "invalid choice: 'latest'"),
         (["--view", "192.0.2.1:8080"], "free address; 192.0.2.1:8080"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, GlmdError, UsageError
-from glmd_runtime.sinks import JsonlSink, Mp4Sink, save_picture
+from glmd_runtime.sinks import JsonlSink, Mp4Sink, json_line, save_picture
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.sources import open_source
 
@@ -61,14 +62,32 @@ def test_a_video_keeps_its_pace_where_frames_were_dropped(tmp_path: Path) -> Non
 
 
 @needs_av
-def test_a_video_of_changing_size_is_refused(tmp_path: Path) -> None:
-    with (
-        pytest.raises(FrameError, match=r"one size, \(64, 64\); got \(64, 32\)"),
-        Mp4Sink(tmp_path / "o.mp4", 30) as sink,
-    ):
+def test_a_video_goes_on_in_another_file_where_a_camera_changes(tmp_path: Path) -> None:
+    (tmp_path / "o-2.mp4").write_text("from yesterday")
+    sizes = [(64, 64), (64, 64), (64, 32), (64, 64), (65, 64)]
+    with Mp4Sink(tmp_path / "o.mp4", 10) as sink:
+        for index, hw in enumerate(sizes):
+            sink.write(np.full((*hw, 3), 50 * index, np.uint8), 5 + index / 10)
+        assert [path.name for path in tmp_path.glob("o*.mp4") if path.stat().st_size > 100] != []  # complete already
+    names = ["o.mp4", "o-3.mp4", "o-4.mp4", "o-5.mp4"]
+    assert [path.name for path in sink.paths] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "o-2.mp4"])
+    assert (tmp_path / "o-2.mp4").read_text() == "from yesterday"
+    shown = []
+    for path in sink.paths:
+        with open_source(path) as source:
+            shown.append([(f.image.shape[:2], round(f.image.mean() / 50), round(f.time, 2)) for f in source])
+    first = [((64, 64), 0, 0.0), ((64, 64), 1, 0.1)]
+    assert shown == [first, [((64, 32), 2, 0.0)], [((64, 64), 3, 0.0)], [((66, 64), 4, 0.0)]]
+
+
+@needs_av
+def test_an_error_costs_the_file_that_is_not_complete(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), Mp4Sink(tmp_path / "o.mp4", 10) as sink:
         sink.write(np.zeros((64, 64, 3), np.uint8))
         sink.write(np.zeros((64, 32, 3), np.uint8))
-    assert list(tmp_path.iterdir()) == []
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
 @needs_av
@@ -88,6 +107,12 @@ def test_an_interrupted_run_leaves_what_was_there(error: type[BaseException], tm
         lines.write(frame(0), ONE)
         raise error
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(("o.mp4", "o.jsonl"), "from yesterday")
+
+
+def test_a_frame_that_is_held_says_so() -> None:
+    assert json.loads(json_line(replace(frame(3), held="frozen"), EMPTY)) == {
+        "frame": 3, "time": 0.1, "held": "frozen", "detections": [],
+    }
 
 
 def test_a_picture_is_read_back(tmp_path: Path) -> None:

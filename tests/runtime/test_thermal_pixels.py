@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmd_runtime import find_bad_pixels
-from glmd_runtime.bad_pixels import MIN_FRAMES, BadPixels
-from glmd_runtime.errors import FrameError
+from glmd_runtime.bad_pixels import MIN_FRAMES, BadPixels, read_bad_pixels
+from glmd_runtime.errors import FrameError, UsageError
 from tests import reference
 
 
@@ -71,6 +73,33 @@ def test_real_cameras_have_none(data: Path, sequence: str) -> None:
 def test_too_few_or_other_frames(frames: list[np.ndarray]) -> None:
     with pytest.raises(FrameError, match="Take more frames of the raw stream"):
         find_bad_pixels(frames)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda mask: mask * np.uint8(255),
+        lambda mask: mask * np.uint16(1),
+        lambda mask: mask[..., None] * np.array([0, 1, 0], np.uint8),
+        lambda mask: np.dstack([mask, mask, mask, np.ones_like(mask)]) * np.uint8(255),
+    ],
+    ids=["8 bits", "16 bits", "colour", "opaque"],
+)
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_a_mask_from_a_picture(written: Callable[[Any], Any], suffix: str, tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((9, 12)) < 0.2
+    cv2.imwrite(str(tmp_path / f"mask{suffix}"), written(mask))
+    np.testing.assert_array_equal(read_bad_pixels(tmp_path / f"mask{suffix}"), mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("absent.png", "not there"), ("mask.jpg", "no such"), ("bad.png", "no such")]
+)
+def test_no_mask(name: str, what: str, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "mask.jpg"), np.zeros((9, 9), np.uint8))
+    (tmp_path / "bad.png").write_text("no picture")
+    with pytest.raises(UsageError, match=rf"a PNG of the camera's size, .*{name}, which is {what}.*find_bad_pixels"):
+        read_bad_pixels(tmp_path / name)
 
 
 def test_masks_that_cannot_be() -> None:
