@@ -159,7 +159,8 @@ def test_a_camera_keeps_its_files_where_another_source_fails(tiny_bundle: Path, 
         said(process, "odd: ended")
         os.kill(process.pid, signal.SIGTERM)
         _, error = process.communicate(timeout=SOON)
-    assert process.returncode == 1 and "odd: " in error and [path.name for path in out.parent.iterdir()] == ["o.1.jsonl"]
+    assert process.returncode == 1 and "odd: " in error
+    assert [path.name for path in out.parent.iterdir()] == ["o.1.jsonl"]
 
 
 def test_what_is_particular_to_a_camera(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
