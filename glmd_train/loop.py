@@ -195,6 +195,8 @@ def start_model(config: TrainConfig, pictures: TrainingSet) -> tuple[GLMDNet, tu
     model = build_model(config.model)
     if isinstance(config.weights, Path):
         return model, _start_from(config.weights, model, config)
+    if config.predictor == "mean":
+        raise UsageError(f"predictor: mean needs start weights with class names; {config.weights!r} has none.")
     if config.weights == "imagenet":
         if config.model.backbone != "lite0":
             raise UsageError(

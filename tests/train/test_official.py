@@ -16,7 +16,7 @@ from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.cli import main
 from glmd_train.config import DatasetConfig, ModelConfig, PreprocessConfig, TrainConfig
-from glmd_train.loop import _start_from
+from glmd_train.loop import _start_from, start_model
 from glmd_train.model.detector import build_model
 from glmd_train.official import from_official, load_start_weights, to_official, write_official
 from glmd_train.official_names import our_name, published_name
@@ -208,6 +208,8 @@ def test_the_mean_of_classes_wants_classes_with_names(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="mean needs start weights with class names"):
         _start_from(path, build_model(run.model), run)
+    with pytest.raises(UsageError, match="'random' has none"):
+        start_model(run.model_copy(update={"weights": "random"}), None)
 
 
 def test_convert_reads_and_writes_published_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
