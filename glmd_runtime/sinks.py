@@ -1,4 +1,4 @@
-"""Where results go. Every file appears under its name only when it is complete."""
+"""Where results go. A file appears under its name when it is complete; lines of a camera may appear as they come."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, GlmdError, UsageError
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
+
+TICKS = 90_000  # a second, of a video's clock
 
 
 @contextmanager
@@ -89,10 +91,14 @@ class StdoutSink:
 
 
 class JsonlSink:
-    """One JSON line a frame, as `json_line` says, frames without detections too."""
+    """One JSON line a frame, as `json_line` says, frames without detections too.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    Args: at_once, whether the file is there from its first line on and each line is in it at once, as somebody may read
+        along a camera's, and what came before a power cut is kept. Else it appears when it is complete.
+    """
+
+    def __init__(self, path: str | Path, *, at_once: bool = False) -> None:
+        self.path, self._at_once = Path(path), at_once
 
     def __enter__(self) -> JsonlSink:
         with ExitStack() as stack:
@@ -102,6 +108,9 @@ class JsonlSink:
 
     def write(self, frame: Frame, detections: Detections) -> None:
         self._file.write(json_line(frame, detections) + "\n")
+        if self._at_once and not self._file.line_buffering:
+            self._stack.close()  # which gives the file its name
+            self._file = self._stack.enter_context(self.path.open("a", encoding="utf-8", buffering=1))
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
@@ -159,7 +168,7 @@ class _Mp4Part:
         self.path, self.fps = path, fps
         self.hw: tuple[int, int] | None = None
         self._stream: Any = None
-        self._tick = -1  # the last picture's place, in frames
+        self._tick = -1  # the last picture's time, in 1 / TICKS seconds
         self._start: float | None = None  # the first one's time
 
     def __enter__(self) -> _Mp4Part:
@@ -180,11 +189,12 @@ class _Mp4Part:
         # H.264 halves the colour's resolution, so that both sides must be even.
         padded = np.pad(picture, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(padded, format="bgr24")
-        if time is not None:
+        if time is None:
+            self._tick += round(TICKS / self.fps) if self._tick >= 0 else 1
+        else:
             self._start = time if self._start is None else self._start
-            self._tick = max(self._tick, round((time - self._start) * self.fps) - 1)
-        self._tick += 1
-        frame.pts, frame.time_base = self._tick, 1 / self._stream.codec_context.framerate
+            self._tick = max(self._tick + 1, round((time - self._start) * TICKS))
+        frame.pts, frame.time_base = self._tick, Fraction(1, TICKS)
         self._container.mux(self._stream.encode(frame))
 
     def __exit__(self, *error: Any) -> None:
@@ -195,6 +205,7 @@ class _Mp4Part:
         stream = self._container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         stream.height, stream.width = (side + side % 2 for side in hw)
+        stream.codec_context.time_base = Fraction(1, TICKS)  # a camera's own rate is known only when it has come
         return stream
 
     def _flush(self, error_type: type[BaseException] | None, *_: object) -> None:

@@ -45,7 +45,7 @@ class Outputs:
         return self
 
     def _json_sink(self, path: Path) -> JsonlSink | StdoutSink:
-        return StdoutSink(self.stream.name) if path == STDOUT else JsonlSink(path)
+        return StdoutSink(self.stream.name) if path == STDOUT else JsonlSink(path, at_once=self.stream.live)
 
     def add(self, result: Result) -> None:
         self._frames += 1

@@ -20,7 +20,7 @@ from rich.text import Text
 from glmd_runtime.backends import BACKENDS
 from glmd_runtime.bad_pixels import read_bad_pixels
 from glmd_runtime.command import loading
-from glmd_runtime.commands.outputs import OUTPUTS, STDOUT, Outputs
+from glmd_runtime.commands.outputs import OUTPUTS, STDOUT, Outputs, numbered
 from glmd_runtime.detector import Detector
 from glmd_runtime.engines import BUILD
 from glmd_runtime.errors import UsageError
@@ -30,6 +30,8 @@ from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.streams import FrameTracker, Result, Stream
 from glmd_runtime.thermal import POLARITIES
+from glmd_runtime.video.files import files_of
+from glmd_runtime.video.recording import side_file
 from glmd_runtime.video.simulator import parse_sim_uri
 from glmd_runtime.video.source import Source
 from glmd_runtime.video.status import Status
@@ -137,14 +139,17 @@ def _tracker(kind: str | None) -> Callable[[Source], FrameTracker] | None:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """All that can be said before any work was done."""
-    outputs = [path for name in OUTPUTS if (path := getattr(args, name)) not in (None, STDOUT)]
-    resolved = [path.resolve() for path in outputs]
-    named = [*outputs, args.bad_pixels] if args.bad_pixels else outputs
-    if len({path.resolve() for path in named}) < len(named):
-        raise UsageError(f"Every output needs a name of its own; got {', '.join(map(str, named))}.")
+    numbers = range(1, len(args.source) + 1) if len(args.source) > 1 else (None,)
+    given = {name: path for name in OUTPUTS if (path := getattr(args, name)) not in (None, STDOUT)}
+    outputs = [numbered(path, number) for number in numbers for path in given.values()]
+    if "record" in given:
+        outputs += [side_file(numbered(given["record"], number)) for number in numbers]
+    named = [path.resolve() for path in (*outputs, *([args.bad_pixels] if args.bad_pixels else []))]
+    if len(set(named)) < len(named):
+        raise UsageError(f"Every output needs a name of its own; got {', '.join(map(str, given.values()))}.")
     bundle = args.engine.parent if args.engine.is_file() else args.engine
-    for path, given in product(resolved, (*map(Path, args.source), bundle)):
-        if path.is_relative_to(given.resolve()):
+    for path, read in product(outputs, (bundle, *(file for uri in args.source for file in files_of(uri)))):
+        if path.resolve().is_relative_to(read.resolve()):
             raise UsageError(f"An output must be outside the source and the bundle; got {path}. Choose another path.")
     _check_endings(args)
     if outputs:

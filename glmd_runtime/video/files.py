@@ -39,6 +39,15 @@ def open_files(uri: str) -> Source:
     return _open(address.location, address.values.get("fps", PICTURES_FPS), address.values.get("celsius"))
 
 
+def files_of(uri: str) -> list[Path]:
+    """The files and directories that a source on the disk is read from, those that exist; none for a URL."""
+    if "://" in uri:
+        return []
+    location = uri if Path(uri).exists() else parse_address(uri, ("celsius", "fps")).location
+    paths = [Path(location)] if Path(location).exists() else [Path(name) for name in glob(location, recursive=True)]
+    return [path for one in paths for path in (one, side_file(one)) if path == one or one.is_file()]
+
+
 def _open(location: str, fps: float, radiometry: Radiometry | None) -> Source:
     path = Path(location)
     if path.is_dir():
