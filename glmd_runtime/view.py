@@ -2,7 +2,8 @@
 
     GET  /                               the page (glmd_runtime/page)
     GET  /api/state                      what `_Handler._state` says
-    GET  /api/streams/0/picture?after=7  one JSON line and a JPEG, when there is a picture after number 7; else 204
+    GET  /api/streams/0/picture?after=7  one JSON line and a JPEG, when there is a picture after number 7; else 204.
+                                         Numbers are of one run of the server: with &run=, that of another is none
     GET  /api/streams/0/snapshot.png     the picture as `draw` draws it
     POST /api/threshold                  {"value": 0.4}, or null for the model's own
 
@@ -13,6 +14,7 @@ leaves its newest result here, never waits for it.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -130,6 +132,7 @@ def _encode(number: int, result: Result) -> bytes:
 class _Server(WebServer):
     def __init__(self, address: Address, screens: list[_Screen], detector: Detector, token: str | None) -> None:
         self.screens, self.detector = screens, detector
+        self.run = secrets.token_hex(4)  # a page that is still open tells by it that glmd-run was started again
         super().__init__(address, _Handler, token)
 
 
@@ -142,7 +145,8 @@ class _Handler(WebHandler):
         if path == "/api/state":
             self.send_json(self._state())
         elif parts[:2] == ["api", "streams"] and parts[3:] == ["picture"]:
-            self._picture(self._screen(parts[2]), query.get("after", "0"))
+            same = query.get("run", self.server.run) == self.server.run
+            self._picture(self._screen(parts[2]), query.get("after", "0") if same else "0")
         elif parts[:2] == ["api", "streams"] and parts[3:] == ["snapshot.png"]:
             self._snapshot(self._screen(parts[2]))
         else:
@@ -170,7 +174,7 @@ class _Handler(WebHandler):
         if picture is None:
             self.send(HTTPStatus.NO_CONTENT)
         else:
-            self.send(HTTPStatus.OK, "application/octet-stream", picture)
+            self.send(HTTPStatus.OK, "application/octet-stream", picture, {"Glmd-Run": self.server.run})
 
     def _snapshot(self, screen: _Screen) -> None:
         result = screen.newest()
@@ -185,6 +189,7 @@ class _Handler(WebHandler):
         """What the page says beside the pictures."""
         info = self.server.detector.info()
         return {
+            "run": self.server.run,
             "model": {key: info[key] for key in ("name", "backend", "device", "precision")},
             "threshold": self.server.detector.score_threshold,
             "thresholds": info["score_thresholds"],

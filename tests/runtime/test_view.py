@@ -128,6 +128,14 @@ def test_a_picture_is_waited_for_and_204_says_that_there_was_none(site: Site) ->
     assert site.ask("/api/streams/0/picture?after=x")[0].status == 400
 
 
+def test_a_number_of_another_run_is_none(site: Site) -> None:
+    site.show()
+    run = json.loads(site.ask("/api/state")[1])["run"]
+    answer, _ = site.ask("/api/streams/0/picture?after=900&run=another")
+    assert answer.status == 200 and answer.getheader("Glmd-Run") == run
+    assert site.ask(f"/api/streams/0/picture?after=3&run={run}")[0].status == 204
+
+
 def test_a_snapshot_is_what_draw_draws(site: Site) -> None:
     assert site.ask("/api/streams/0/snapshot.png")[0].status == 404
     site.show()

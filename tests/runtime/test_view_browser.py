@@ -28,6 +28,7 @@ from tests.runtime.streams import Camera, detector, frame
 
 SOON = 20.0  # seconds; far above what anything here needs, on any machine
 ROOT = Path(__file__).parents[2]
+HERE = Address("127.0.0.1", 0)
 EVIL = "<img src=x onerror=document.title='evil'>"
 
 
@@ -58,10 +59,12 @@ def browser(downloads: Path) -> Iterator[Any]:
 class Page:
     """A running pipeline of cameras, and a browser that looks at it."""
 
-    def __init__(self, browser: Any, cameras: list[Camera], one: Detector, **pipeline: Any) -> None:
+    def __init__(
+        self, browser: Any, cameras: list[Camera], one: Detector, address: Address = HERE, **pipeline: Any
+    ) -> None:
         self.browser, self.cameras, self.detector = browser, cameras, one
         self.pipeline = Pipeline(cameras, one, on_result=lambda r: self.view.publish(r), staleness=1e6, **pipeline)
-        self.view = View(self.pipeline.streams, one, Address("127.0.0.1", 0))
+        self.view = View(self.pipeline.streams, one, address)
         self.thread = Thread(target=self.pipeline.run, daemon=True)
         self.thread.start()
 
@@ -187,6 +190,36 @@ def test_the_end_of_glmd_run_is_said(browser: Any, tiny_bundle: Path) -> None:
         page.view.close()
         becomes(True, page.find("#connection").is_displayed)
     browser.get_log("browser")  # it says that nobody answered
+
+
+def test_a_page_that_stays_open_follows_glmd_run_when_it_is_started_again(browser: Any, tiny_bundle: Path) -> None:
+    many = [frame(i) for i in range(9)]
+    with Page(browser, [Camera("yard", many)], detector(tiny_bundle), policy="every") as first:
+        first.open()
+        becomes("frame 8 · 0.3 s", lambda: first.text("#caption"))
+        first.view.close()
+        again = Page(browser, [Camera("yard")], detector(tiny_bundle), Address("127.0.0.1", first.view.port))
+        with again as second:
+            becomes("", lambda: second.text("#caption"))  # the picture of before is not taken for a live one
+            becomes("Connecting", lambda: second.text("#veil-title"))
+            second.cameras[0].feed(frame(0))
+            becomes("frame 0 · 0.0 s", lambda: second.text("#caption"))
+            assert not second.find("#connection").is_displayed()
+    browser.get_log("browser")  # it says that nobody answered in between
+
+
+def test_a_source_that_is_no_more_is_left(browser: Any, tiny_bundle: Path) -> None:
+    with Page(browser, [Camera("yard"), Camera("gate", [frame(0)])], detector(tiny_bundle)) as first:
+        first.open()
+        becomes(2, lambda: len(first.browser.find_elements("css selector", ".source")))
+        first.find(".source:nth-child(2)").click()
+        becomes("2", lambda: first.text("#count"))
+        first.view.close()
+        address = Address("127.0.0.1", first.view.port)
+        with Page(browser, [Camera("yard", [frame(5)])], detector(tiny_bundle), address) as second:
+            becomes("frame 5 · 0.2 s", lambda: second.text("#caption"))
+            becomes(1, lambda: len(second.browser.find_elements("css selector", ".source")))
+    browser.get_log("browser")
 
 
 @pytest.mark.parametrize(("width", "height", "sharp"), [(1280, 800, 1), (390, 844, 3)])
