@@ -1,7 +1,8 @@
 """A small web server for one machine and those who have its token: who may ask, and what browsers may do.
 
-It serves threads of its own. An address that only this machine can reach needs no token; another does, once in the URL,
-then as a cookie. Sites of others cannot read along by pointing their name here (DNS rebinding), nor post.
+It serves threads of its own. An address that only this machine can reach needs no token, unless one was chosen; another
+does, once in the URL, then as a cookie. Sites of others cannot read along by pointing their name here (DNS rebinding),
+nor post.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class WebServer(ThreadingHTTPServer):
     Args:
         address: where to listen.
         handler: a subclass of WebHandler.
-        token: of an address that others can reach; None takes GLMD_VIEW_TOKEN from the environment, or makes one.
+        token: that is wanted; None takes GLMD_VIEW_TOKEN from the environment, or makes one for an address that others
+            can reach.
     Raises: UsageError for an address that cannot be had, and for a short token.
     """
 
@@ -62,7 +64,7 @@ class WebServer(ThreadingHTTPServer):
     def __init__(self, address: Address, handler: type[WebHandler], token: str | None = None) -> None:
         given = token or os.environ.get(TOKEN_VARIABLE)
         self.address, self.closed = address, False
-        self.token = None if address.local else given or secrets.token_urlsafe(TOKEN_LENGTH)
+        self.token = given or (None if address.local else secrets.token_urlsafe(TOKEN_LENGTH))
         if self.token is not None and len(self.token) < TOKEN_LENGTH:
             raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(self.token)}.")
         self._free = BoundedSemaphore(CONNECTIONS)
@@ -164,9 +166,7 @@ class WebHandler(BaseHTTPRequestHandler):
     def _post(self) -> None:
         self._check_token()
         # A form of another site can neither say this type nor hide where it comes from.
-        origin = self.headers.get("Origin")
-        foreign = origin is not None and urlsplit(origin).netloc != self.headers.get("Host")
-        if self.headers.get("Content-Type") != "application/json" or foreign:
+        if self.headers.get("Content-Type") != "application/json" or self._is_foreign():
             raise RefusedError(HTTPStatus.FORBIDDEN, "Only the page itself may change something.")
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or not 0 < int(length) <= LONGEST_BODY:
@@ -176,6 +176,13 @@ class WebHandler(BaseHTTPRequestHandler):
         except ValueError as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected JSON.") from error
         self.post(self.path, value)
+
+    def _is_foreign(self) -> bool:
+        """Whether the request comes from another site's page, by the word of the browser."""
+        origin = self.headers.get("Origin", "")
+        ours = origin.partition("://")[2] == self.headers.get("Host") if origin else True
+        # Behind a proxy with TLS the Host may be another than the browser's, who then says this.
+        return not ours and self.headers.get("Sec-Fetch-Site") != "same-origin"
 
     def _check_host(self) -> None:
         """The name that the browser knows this server by must be one that no one else can have given it."""

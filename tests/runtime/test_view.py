@@ -177,6 +177,7 @@ def test_the_threshold_acts_on_the_next_frame(site: Site) -> None:
         ({"value": 0.5}, {"Content-Type": "text/plain"}, 403),
         ({"value": 0.5}, {**JSON, "Origin": "http://evil.example"}, 403),
         ({"value": 0.5}, {**JSON, "Origin": "null"}, 403),
+        ({"value": 0.5}, {**JSON, "Origin": "http://["}, 403),
     ],
 )
 def test_what_does_not_change_the_threshold(body: Any, headers: dict[str, str], status: int, site: Site) -> None:
@@ -225,10 +226,30 @@ def test_tokens(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLMD_VIEW_TOKEN", "of the environment")
     url, token = url_and_token(EVERYWHERE)
     assert token == "of the environment" and url.endswith("/")  # a secret that the user has is not printed
-    assert url_and_token(HERE)[1] is None
+    assert url_and_token(HERE)[1] == "of the environment"  # who chooses one wants it asked for
     monkeypatch.setenv("GLMD_VIEW_TOKEN", "short")
-    with pytest.raises(UsageError, match="at least 16 characters; got 5"):
-        url_and_token(EVERYWHERE)
+    for address in (HERE, EVERYWHERE):
+        with pytest.raises(UsageError, match="at least 16 characters; got 5"):
+            url_and_token(address)
+    monkeypatch.setenv("GLMD_VIEW_TOKEN", "")
+    assert url_and_token(HERE)[1] is None
+
+
+def test_a_proxy_before_this_machine_and_a_token(tiny_bundle: Path) -> None:
+    """It says Host: localhost, as the page is on 127.0.0.1; the browser knows it by another name."""
+    site = Site(tiny_bundle, HERE, TOKEN)
+    try:
+        assert site.ask("/api/state", host="localhost")[0].status == 403
+        answer, _ = site.ask("/?token=correct%20horse%20battery%3B%20staple", host="localhost")
+        cookie = {"Cookie": (answer.getheader("Set-Cookie") or "").partition(";")[0]}
+        assert site.ask("/api/state", cookie, host="localhost")[0].status == 200
+        post = {**JSON, **cookie, "Origin": "https://cameras.example"}
+        for came_from, status in [("same-origin", 200), ("same-site", 403), ("cross-site", 403)]:
+            headers = {**post, "Sec-Fetch-Site": came_from}
+            assert site.ask("/api/threshold", headers, post={"value": 0.5}, host="localhost")[0].status == status
+        assert site.ask("/api/threshold", post, post={"value": 0.5}, host="localhost")[0].status == 403
+    finally:
+        site.close()
 
 
 def test_an_address_that_is_taken(site: Site) -> None:
