@@ -194,7 +194,8 @@ class WebHandler(BaseHTTPRequestHandler):
     def _log_in(self, token: str) -> None:
         """The token out of the address and into a cookie, where no history and no screenshot shows it."""
         self._compare(token, self.server.token or "")
-        cookie = f"{self._cookie}={quote(token, safe='')}; HttpOnly; SameSite=Strict; Path=/"
+        # Strict would not be sent on when the address was clicked in a mail or a chat. No GET changes anything.
+        cookie = f"{self._cookie}={quote(token, safe='')}; HttpOnly; SameSite=Lax; Path=/"
         self.send(HTTPStatus.SEE_OTHER, more={"Location": "/", "Set-Cookie": cookie})
 
     def _check_token(self) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -60,11 +61,12 @@ class Page:
     """A running pipeline of cameras, and a browser that looks at it."""
 
     def __init__(
-        self, browser: Any, cameras: list[Camera], one: Detector, address: Address = HERE, **pipeline: Any
+        self, browser: Any, cameras: list[Camera], one: Detector, address: Address = HERE,
+        *, token: str | None = None, **pipeline: Any,
     ) -> None:
         self.browser, self.cameras, self.detector = browser, cameras, one
         self.pipeline = Pipeline(cameras, one, on_result=lambda r: self.view.publish(r), staleness=1e6, **pipeline)
-        self.view = View(self.pipeline.streams, one, address)
+        self.view = View(self.pipeline.streams, one, address, token)
         self.thread = Thread(target=self.pipeline.run, daemon=True)
         self.thread.start()
 
@@ -190,6 +192,37 @@ def test_the_end_of_glmd_run_is_said(browser: Any, tiny_bundle: Path) -> None:
         page.view.close()
         becomes(True, page.find("#connection").is_displayed)
     browser.get_log("browser")  # it says that nobody answered
+
+
+class Mail(BaseHTTPRequestHandler):
+    """A page of another site with a link."""
+
+    link = ""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(f"<a href='{self.link}'>the page</a>".encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_the_address_with_the_token_is_clicked_elsewhere(browser: Any, tiny_bundle: Path) -> None:
+    with (
+        Page(browser, [Camera("yard", [frame(0)])], detector(tiny_bundle), token="correct horse battery") as page,
+        HTTPServer(("127.0.0.1", 0), Mail) as mail,
+    ):
+        Mail.link = f"{page.view.url}?token=correct+horse+battery"
+        Thread(target=mail.serve_forever, daemon=True).start()
+        browser.get(f"http://localhost:{mail.server_port}/")
+        page.find("a").click()
+        becomes("2", lambda: page.text("#count"))
+        assert browser.current_url == page.view.url
+        mail.shutdown()
+    browser.delete_all_cookies()
+    browser.get_log("browser")
 
 
 def test_a_page_that_stays_open_follows_glmd_run_when_it_is_started_again(browser: Any, tiny_bundle: Path) -> None:
