@@ -13,10 +13,11 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import BoundedSemaphore, Thread
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -27,7 +28,7 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/j
 TOKEN_VARIABLE = "GLMD_VIEW_TOKEN"
 TOKEN_LENGTH = 16  # characters, at least
 VANISHED = 10.0  # seconds after which a browser that takes nothing is given up
-CONNECTIONS = 64  # at once; more are turned away
+CONNECTIONS = 64  # at once; for one more, the oldest goes that never asked for what it may have
 LONGEST_BODY = 1000  # bytes of a POST
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -67,7 +68,8 @@ class WebServer(ThreadingHTTPServer):
         self.token = given or (None if address.local else secrets.token_urlsafe(TOKEN_LENGTH))
         if self.token is not None and len(self.token) < TOKEN_LENGTH:
             raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(self.token)}.")
-        self._free = BoundedSemaphore(CONNECTIONS)
+        self._connections: dict[socket.socket, bool] = {}  # oldest first -> whether it showed that it may ask
+        self._counting = Lock()
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
             super().__init__((address.host, address.port), handler)
@@ -85,16 +87,34 @@ class WebServer(ThreadingHTTPServer):
         self._thread.join()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
+        if self._admit(request):
+            super().process_request(request, client_address)
+        else:
             self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def _admit(self, connection: socket.socket) -> bool:
+        """Whether there is room; strangers must not be able to shut the page by holding connections."""
+        with self._counting:
+            if len(self._connections) >= CONNECTIONS:
+                stranger = next((one for one, known in self._connections.items() if not known), None)
+                if stranger is None:
+                    return False
+                del self._connections[stranger]
+                with suppress(OSError):  # it may have gone by itself
+                    stranger.shutdown(socket.SHUT_RDWR)  # whereupon its thread ends
+            self._connections[connection] = False
+            return True
+
+    def know(self, connection: socket.socket) -> None:
+        """It may ask, and is not sent away for another."""
+        with self._counting:
+            if connection in self._connections:
+                self._connections[connection] = True
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._counting:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no error of ours."""
@@ -203,6 +223,7 @@ class WebHandler(BaseHTTPRequestHandler):
             pairs = (pair.strip().partition("=") for pair in self.headers.get("Cookie", "").split(";"))
             came = next((value for name, _, value in pairs if name == self._cookie), "")
             self._compare(came, quote(self.server.token, safe=""))
+        self.server.know(self.connection)
 
     def _compare(self, came: str, wanted: str) -> None:
         if not hmac.compare_digest(came.encode(), wanted.encode()):
