@@ -29,7 +29,7 @@ from glmd_runtime.draw import COLOURS, draw
 from glmd_runtime.errors import UsageError
 from glmd_runtime.listen import Address
 from glmd_runtime.streams import Result, Stream
-from glmd_runtime.web import RefusedError, WebHandler, WebServer
+from glmd_runtime.web import RefusedError, WebHandler, WebServer, whole
 
 PORT = 8080
 LONGEST_SIDE = 1280  # pixels of a picture on the page
@@ -158,19 +158,21 @@ class _Handler(WebHandler):
         try:
             threshold = value["value"]
             self.server.detector.score_threshold = None if threshold is None else float(threshold)
-        except (ValueError, TypeError, KeyError, UsageError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, UsageError) as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, 'Expected {"value": 0..1 or null}.') from error
         self.send_json({"threshold": self.server.detector.score_threshold})
 
-    def _screen(self, number: str) -> _Screen:
-        if number.isdecimal() and int(number) < len(self.server.screens):
-            return self.server.screens[int(number)]
+    def _screen(self, text: str) -> _Screen:
+        number = whole(text)
+        if number is not None and number < len(self.server.screens):
+            return self.server.screens[number]
         raise RefusedError(HTTPStatus.NOT_FOUND, "There is no such stream.")
 
     def _picture(self, screen: _Screen, after: str) -> None:
-        if not after.isdecimal():
+        number = whole(after)
+        if number is None:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "after must be a number of a picture.")
-        picture = screen.picture(int(after))
+        picture = screen.picture(number)
         if picture is None:
             self.send(HTTPStatus.NO_CONTENT)
         else:

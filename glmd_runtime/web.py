@@ -30,6 +30,7 @@ TOKEN_LENGTH = 16  # characters, at least
 VANISHED = 10.0  # seconds after which a browser that takes nothing is given up
 CONNECTIONS = 64  # at once; for one more, the oldest goes that never asked for what it may have
 LONGEST_BODY = 1000  # bytes of a POST
+LONGEST_NUMBER = 18  # digits
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
@@ -46,6 +47,11 @@ class RefusedError(Exception):
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+
+def whole(text: str) -> int | None:
+    """A whole number as addresses and headers have it; None for what is none, and for one longer than any is."""
+    return int(text) if text.isdecimal() and len(text) <= LONGEST_NUMBER else None
 
 
 class WebServer(ThreadingHTTPServer):
@@ -132,7 +138,7 @@ class WebHandler(BaseHTTPRequestHandler):
     def get(self, path: str, query: dict[str, str]) -> None:
         """Answer a GET; here, with a file of `folder`."""
         file = self.folder / (path.strip("/") or "index.html")
-        if file.parent != self.folder or file.suffix not in KINDS or not file.is_file():
+        if file.suffix not in KINDS or file not in self.folder.iterdir():
             raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
         self.send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
 
@@ -175,7 +181,10 @@ class WebHandler(BaseHTTPRequestHandler):
             self.send(refused.status, "text/plain; charset=utf-8", f"{refused}\n".encode())
 
     def _get(self) -> None:
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError as error:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected a path.") from error
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         if self.server.token and "token" in query:
             self._log_in(query["token"])
@@ -188,12 +197,12 @@ class WebHandler(BaseHTTPRequestHandler):
         # A form of another site can neither say this type nor hide where it comes from.
         if self.headers.get("Content-Type") != "application/json" or self._is_foreign():
             raise RefusedError(HTTPStatus.FORBIDDEN, "Only the page itself may change something.")
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or not 0 < int(length) <= LONGEST_BODY:
+        length = whole(self.headers.get("Content-Length", ""))
+        if length is None or not 0 < length <= LONGEST_BODY:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"Expected a body of 1 to {LONGEST_BODY} bytes.")
         try:
-            value = json.loads(self.rfile.read(int(length)))
-        except ValueError as error:
+            value = json.loads(self.rfile.read(length))
+        except (ValueError, RecursionError) as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected JSON.") from error
         self.post(self.path, value)
 

@@ -129,6 +129,19 @@ def test_a_picture_is_waited_for_and_204_says_that_there_was_none(site: Site) ->
     assert site.ask("/api/streams/0/picture?after=x")[0].status == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (f"/api/streams/{'1' * 4301}/picture", 404),  # more digits than int() takes
+        (f"/api/streams/0/picture?after={'1' * 4301}", 400),
+        (f"/{'a' * 4000}.html", 404),  # more letters than a file's name has
+        ("http://[/api/state", 400),
+    ],
+)
+def test_what_no_browser_asks_for_is_answered(path: str, status: int, site: Site) -> None:
+    assert site.ask(path)[0].status == status
+
+
 def test_a_number_of_another_run_is_none(site: Site) -> None:
     site.show()
     run = json.loads(site.ask("/api/state")[1])["run"]
@@ -170,6 +183,9 @@ def test_the_threshold_acts_on_the_next_frame(site: Site) -> None:
     [
         ({"value": 2}, JSON, 400),
         ({"value": "high"}, JSON, 400),
+        ({"value": 10**400}, JSON, 400),
+        ("[" * 1000, JSON, 400),
+        ({"value": 0.5}, {**JSON, "Content-Length": "1" * 4301}, 400),
         ({"value": float("nan")}, JSON, 400),
         ({}, JSON, 400),
         ([], JSON, 400),
