@@ -29,8 +29,9 @@ from glmd_runtime.draw import COLOURS, draw
 from glmd_runtime.errors import UsageError
 from glmd_runtime.listen import Address
 from glmd_runtime.streams import Result, Stream
-from glmd_runtime.web import RefusedError, WebHandler, WebServer, whole
+from glmd_runtime.web import TOKEN_LENGTH, RefusedError, WebHandler, WebServer, given_token, whole
 
+FOLDER = Path(__file__).parent / "page"
 PORT = 8080
 LONGEST_SIDE = 1280  # pixels of a picture on the page
 JPEG_QUALITY = 85
@@ -43,8 +44,9 @@ class View:
     Args:
         streams: of a Pipeline; give its results to `publish`.
         detector: whose threshold the page sets.
-        address: where to listen; one that others can reach needs a token.
-        token: see `WebServer`.
+        address: where to listen.
+        token: that is wanted; None takes GLMD_VIEW_TOKEN from the environment, or makes one for an address that others
+            can reach, and puts it into `url`.
     Raises: UsageError for an address that cannot be had, and for a short token.
     """
 
@@ -53,8 +55,11 @@ class View:
     ) -> None:
         self._screens = {stream.name: _Screen(stream) for stream in streams}
         self.closed = False
-        self._server = _Server(address, list(self._screens.values()), detector, token)
-        self.url, self.port, self.token = self._server.url, self._server.server_port, self._server.token
+        given = given_token(token)
+        self.token = given or (None if address.local else secrets.token_urlsafe(TOKEN_LENGTH))
+        self._server = _Server(address, list(self._screens.values()), detector, self.token)
+        self.port = self._server.server_port
+        self.url = self._server.url if self.token == given else f"{self._server.url}?token={self.token}"
 
     def publish(self, result: Result) -> None:
         """Show a result. Only remembers it, so that it takes no time."""
@@ -133,11 +138,10 @@ class _Server(WebServer):
     def __init__(self, address: Address, screens: list[_Screen], detector: Detector, token: str | None) -> None:
         self.screens, self.detector = screens, detector
         self.run = secrets.token_hex(4)  # a page that is still open tells by it that glmd-run was started again
-        super().__init__(address, _Handler, token)
+        super().__init__(address, _Handler, "The page", token)
 
 
 class _Handler(WebHandler):
-    folder = Path(__file__).parent / "page"
     server: _Server
 
     def get(self, path: str, query: dict[str, str]) -> None:
@@ -150,7 +154,7 @@ class _Handler(WebHandler):
         elif parts[:2] == ["api", "streams"] and parts[3:] == ["snapshot.png"]:
             self._snapshot(self._screen(parts[2]))
         else:
-            super().get(path, query)
+            self.send_file(FOLDER, path)
 
     def post(self, path: str, value: Any) -> None:
         if path != "/api/threshold":

@@ -1,8 +1,7 @@
 """A small web server for one machine and those who have its token: who may ask, and what browsers may do.
 
-It serves threads of its own. An address that only this machine can reach needs no token, unless one was chosen; another
-does, once in the URL, then as a cookie. Sites of others cannot read along by pointing their name here (DNS rebinding),
-nor post.
+It serves from threads of its own. Where a token is wanted, it comes once in the URL, then as a cookie. Sites of others
+cannot read along by pointing their name here (DNS rebinding), nor post.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import hmac
 import json
 import os
-import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,36 +52,39 @@ def whole(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= LONGEST_NUMBER else None
 
 
+def given_token(token: str | None) -> str | None:
+    """`token`, or what GLMD_VIEW_TOKEN says; None where neither is there. Raises: UsageError for a short one."""
+    token = token or os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and len(token) < TOKEN_LENGTH:
+        raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(token)}.")
+    return token
+
+
 class WebServer(ThreadingHTTPServer):
     """Serves until `close`.
 
     Args:
         address: where to listen.
         handler: a subclass of WebHandler.
-        token: that is wanted; None takes GLMD_VIEW_TOKEN from the environment, or makes one for an address that others
-            can reach.
-    Raises: UsageError for an address that cannot be had, and for a short token.
+        name: what is served, for errors.
+        token: that is wanted of everyone; None for none.
+    Raises: UsageError for an address that cannot be had.
     """
 
     daemon_threads = True
     request_queue_size = 32
 
-    def __init__(self, address: Address, handler: type[WebHandler], token: str | None = None) -> None:
-        given = token or os.environ.get(TOKEN_VARIABLE)
-        self.address, self.closed = address, False
-        self.token = given or (None if address.local else secrets.token_urlsafe(TOKEN_LENGTH))
-        if self.token is not None and len(self.token) < TOKEN_LENGTH:
-            raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(self.token)}.")
+    def __init__(self, address: Address, handler: type[WebHandler], name: str, token: str | None) -> None:
+        self.address, self.token, self.closed = address, token, False
         self._connections: dict[socket.socket, bool] = {}  # oldest first -> whether it showed that it may ask
         self._counting = Lock()
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
             super().__init__((address.host, address.port), handler)
         except OSError as error:
-            raise UsageError(f"The page needs a free address; {address}: {error.strerror}. Choose another.") from error
-        shown = "" if self.token is None or self.token == given else f"?token={self.token}"
-        self.url = f"http://{Address(_reachable(address.host), self.server_port)}/{shown}"
-        self._thread = Thread(target=self.serve_forever, args=(0.1,), name="page", daemon=True)
+            raise UsageError(f"{name} needs a free address; {address}: {error.strerror}. Choose another.") from error
+        self.url = f"http://{Address(_reachable(address.host), self.server_port)}/"
+        self._thread = Thread(target=self.serve_forever, args=(0.1,), name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -129,18 +130,14 @@ class WebServer(ThreadingHTTPServer):
 class WebHandler(BaseHTTPRequestHandler):
     """One connection; subclasses answer `get` and `post`, with `send` or by raising RefusedError."""
 
-    folder: Path  # of files that anyone who may ask may have
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "glmd", ""
     timeout = VANISHED
     server: WebServer
 
     def get(self, path: str, query: dict[str, str]) -> None:
-        """Answer a GET; here, with a file of `folder`."""
-        file = self.folder / (path.strip("/") or "index.html")
-        if file.suffix not in KINDS or file not in self.folder.iterdir():
-            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
-        self.send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
+        """Answer a GET."""
+        raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
     def post(self, path: str, value: Any) -> None:
         """Answer a POST of a JSON value."""
@@ -156,6 +153,13 @@ class WebHandler(BaseHTTPRequestHandler):
             self.send_header(name, content)
         self.end_headers()
         self.wfile.write(body)
+
+    def send_file(self, folder: Path, path: str) -> None:
+        """One that is in the folder itself."""
+        file = folder / (path.strip("/") or "index.html")
+        if file.suffix not in KINDS or file not in folder.iterdir():
+            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+        self.send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
 
     def send_json(self, value: Any) -> None:
         self.send(HTTPStatus.OK, "application/json", json.dumps(value).encode())
@@ -218,7 +222,7 @@ class WebHandler(BaseHTTPRequestHandler):
         host = _host_of(self.headers.get("Host", ""))
         address = self.server.address
         if not (is_local(host) if address.local else is_ip(host) or host in _names(address)):
-            raise RefusedError(HTTPStatus.FORBIDDEN, "This page is not served under that name. Use its address.")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Nothing is served under that name. Use the address.")
 
     def _log_in(self, token: str) -> None:
         """The token out of the address and into a cookie, where no history and no screenshot shows it."""
