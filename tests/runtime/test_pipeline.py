@@ -274,6 +274,19 @@ def test_every_drops_nothing(tiny_bundle: Path, results: list[Result]) -> None:
     assert of(results, "camera") == list(range(50)) and pipeline.streams[0].drops == {}
 
 
+def test_drops_are_counted_by_one_at_a_time(tiny_bundle: Path) -> None:
+    """A cause that is new must not come while another thread goes through them."""
+    with Pipeline([clip("a", 1)], detector(tiny_bundle)) as pipeline:
+        stream, asked = pipeline.streams[0], list[dict[str, int]]()
+        asking = Thread(target=lambda: asked.append(stream.drops))
+        with stream._changed:
+            asking.start()
+            asking.join(0.3)
+            assert asked == []
+        asking.join(SOON)
+        assert asked == [{}]
+
+
 def test_a_stale_frame_is_dropped_and_counted(tiny_bundle: Path, results: list[Result]) -> None:
     camera = streams.Camera("camera", [frame(0, captured=monotonic() - 3600)])
     camera.drops["corrupt"] = 2
