@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Thread
 from threading import enumerate as threads
 from time import monotonic
 from typing import Any
@@ -242,6 +242,36 @@ def test_stop_and_close_while_a_camera_is_silent(tiny_bundle: Path) -> None:
     assert monotonic() - began < 5 and camera.closed
     assert not [thread for thread in threads() if thread.name == "reader of camera"]
     pipeline.close()
+
+
+class Reluctant(streams.Camera):
+    """Lets go only when all of its kind have been told to."""
+
+    def __init__(self, name: str, told: Barrier) -> None:
+        super().__init__(name)
+        self.told, self.left = told, False
+
+    def close(self) -> None:
+        self.told.wait(0.8)
+        self.left = True
+        super().close()
+
+
+def test_sources_are_closed_all_at_once(tiny_bundle: Path) -> None:
+    told = Barrier(6)
+    cameras = [Reluctant(str(i), told) for i in range(6)]
+    Pipeline(cameras, detector(tiny_bundle)).close()
+    assert all(camera.left for camera in cameras)
+
+
+def test_a_source_that_does_not_let_go_is_left_behind(tiny_bundle: Path) -> None:
+    silent, for_ever = streams.Camera("a"), Event()
+    silent.close = for_ever.wait  # type: ignore[assignment]
+    began = monotonic()
+    with Pipeline([silent, streams.Camera("b")], detector(tiny_bundle)):
+        pass
+    assert monotonic() - began < 5  # it would be for ever
+    for_ever.set()
 
 
 def test_a_slow_engine_sees_the_newest_frames(tiny_bundle: Path, results: list[Result]) -> None:
