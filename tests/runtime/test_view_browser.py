@@ -175,6 +175,7 @@ def test_a_lost_camera_is_said_to_be_lost_and_is_not_black(page: Page) -> None:
 
 def test_another_source_is_chosen(page: Page) -> None:
     becomes("2", lambda: page.text("#count"))
+    becomes(2, lambda: len(page.browser.find_elements("css selector", ".source")))
     row = page.find(".source:nth-child(2)")
     assert EVIL in row.text
     row.click()
