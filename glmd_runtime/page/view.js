@@ -183,6 +183,8 @@ async function ask() {
       by("connection").hidden = true;
       tell();
     } catch (error) {
+      const refused = error.message === "403";  // it was started again, and has another token
+      by("connection").textContent = refused ? "glmd-run wants its token: open its new address" : "No answer from glmd-run";
       by("connection").hidden = false;
       by("stage").classList.add("stale");
     }

@@ -242,6 +242,20 @@ def test_a_page_that_stays_open_follows_glmd_run_when_it_is_started_again(browse
     browser.get_log("browser")  # it says that nobody answered in between
 
 
+def test_a_page_that_stays_open_says_that_a_token_is_wanted_now(browser: Any, tiny_bundle: Path) -> None:
+    with Page(browser, [Camera("yard", [frame(0)])], detector(tiny_bundle)) as first:
+        first.open()
+        becomes("2", lambda: first.text("#count"))
+        first.view.close()
+        becomes("No answer from glmd-run", lambda: first.text("#connection"))
+        address, token = Address("127.0.0.1", first.view.port), "correct horse battery"
+        with Page(browser, [Camera("yard")], detector(tiny_bundle), address, token=token) as second:
+            becomes("glmd-run wants its token: open its new address", lambda: second.text("#connection"))
+            assert second.find("#connection").is_displayed()
+            assert "stale" in second.find("#stage").get_attribute("class")
+    browser.get_log("browser")
+
+
 def test_a_source_that_is_no_more_is_left(browser: Any, tiny_bundle: Path) -> None:
     with Page(browser, [Camera("yard"), Camera("gate", [frame(0)])], detector(tiny_bundle)) as first:
         first.open()
