@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, get_args
 
-from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.errors import UnsupportedError
 from glmd_runtime.listen import Address
 from glmd_runtime.streams import Result, Stream
 from glmd_runtime.video.status import State
+from glmd_runtime.web import WebHandler, WebServer
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 
 
 class Metrics:
-    """Serves `http://HOST:PORT/metrics` from a thread of its own until `close`.
+    """Serves `http://HOST:PORT/metrics` from threads of its own until `close`; it wants no token.
 
     glmd_frames_total{source}                     frames that were detected in
     glmd_drops_total{source,cause}                frames that were not
@@ -39,11 +42,8 @@ class Metrics:
         self._detections = client.Counter(
             "glmd_detections", "Objects found.", ["source", "name"], registry=registry
         )
-        try:
-            self._server, self._thread = client.start_http_server(address.port, address.host, registry)
-        except OSError as error:
-            raise UsageError(f"Metrics need a free address; {address}: {error.strerror}. Choose another.") from error
-        self.port: int = self._server.server_port
+        self._server = _Server(address, registry)
+        self.port = self._server.server_port
 
     def add(self, result: Result) -> None:
         for stage, seconds in result.seconds.items():
@@ -52,15 +52,31 @@ class Metrics:
             self._detections.labels(result.stream, name).inc()
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Server(WebServer):
+    def __init__(self, address: Address, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        super().__init__(address, _Handler, "--metrics", None)
+
+
+class _Handler(WebHandler):
+    server: _Server
+
+    def get(self, path: str, query: dict[str, str]) -> None:
+        from prometheus_client.exposition import choose_encoder
+
+        if path != "/metrics":
+            super().get(path, query)
+        encode, kind = choose_encoder(self.headers.get("Accept", ""))
+        self.send(HTTPStatus.OK, kind, encode(self.server.registry))
 
 
 class _StreamCollector:

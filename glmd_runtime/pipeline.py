@@ -15,13 +15,13 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Event
+from threading import Event, Thread
 from time import monotonic
 
 from glmd_runtime.detector import Detector
 from glmd_runtime.errors import GlmdError, UsageError
 from glmd_runtime.front_end import Camera
-from glmd_runtime.streams import FrameTracker, Result, Stream
+from glmd_runtime.streams import LEAVE, FrameTracker, Result, Stream
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.live import STALENESS, Policy
 from glmd_runtime.video.source import Source
@@ -118,10 +118,14 @@ class Pipeline:
         self._ready.put(None)
 
     def close(self) -> None:
-        """Stop, and close every source; calling it again does nothing more."""
+        """Stop, and close every source, all at once, within a second; calling it again does nothing more."""
         self.stop()
-        for stream in self.streams:
-            stream.close()
+        closing = [Thread(target=stream.close, daemon=True) for stream in self.streams]
+        for thread in closing:
+            thread.start()
+        until = monotonic() + LEAVE
+        for thread in closing:
+            thread.join(max(0.0, until - monotonic()))
 
     def __enter__(self) -> Pipeline:
         return self

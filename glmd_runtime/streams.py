@@ -72,7 +72,7 @@ class Stream:
         self._newest = newest and source.live
         self._staleness = staleness if self._newest else float("inf")
         self._slot: Frame | None = None
-        self._changed = Condition()  # of the slot
+        self._changed = Condition()  # guards the slot and the figures
         self._dropped: Counter[str] = Counter()
         self._ended: Status | None = None
         self._closed = False
@@ -107,7 +107,8 @@ class Stream:
     @property
     def drops(self) -> dict[str, int]:
         """Frames that no engine saw, by cause: "late" for one that a newer one replaced, and what the source counts."""
-        return dict(self._dropped + Counter(self.source.drops))
+        with self._changed:
+            return dict(self._dropped + Counter(self.source.drops))
 
     @property
     def rate(self) -> float:

@@ -2,7 +2,8 @@
 
     GET  /                               the page (glmd_runtime/page)
     GET  /api/state                      what `_Handler._state` says
-    GET  /api/streams/0/picture?after=7  one JSON line and a JPEG, when there is a picture after number 7; else 204
+    GET  /api/streams/0/picture?after=7  one JSON line and a JPEG, when there is a picture after number 7; else 204.
+                                         Numbers are of one run of the server: with &run=, that of another is none
     GET  /api/streams/0/snapshot.png     the picture as `draw` draws it
     POST /api/threshold                  {"value": 0.4}, or null for the model's own
 
@@ -13,6 +14,7 @@ leaves its newest result here, never waits for it.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -27,8 +29,9 @@ from glmd_runtime.draw import COLOURS, draw
 from glmd_runtime.errors import UsageError
 from glmd_runtime.listen import Address
 from glmd_runtime.streams import Result, Stream
-from glmd_runtime.web import RefusedError, WebHandler, WebServer
+from glmd_runtime.web import TOKEN_LENGTH, RefusedError, WebHandler, WebServer, given_token, whole
 
+FOLDER = Path(__file__).parent / "page"
 PORT = 8080
 LONGEST_SIDE = 1280  # pixels of a picture on the page
 JPEG_QUALITY = 85
@@ -41,8 +44,9 @@ class View:
     Args:
         streams: of a Pipeline; give its results to `publish`.
         detector: whose threshold the page sets.
-        address: where to listen; one that others can reach needs a token.
-        token: see `WebServer`.
+        address: where to listen.
+        token: that is wanted; None takes GLMD_VIEW_TOKEN from the environment, or makes one for an address that others
+            can reach, and puts it into `url`.
     Raises: UsageError for an address that cannot be had, and for a short token.
     """
 
@@ -51,8 +55,11 @@ class View:
     ) -> None:
         self._screens = {stream.name: _Screen(stream) for stream in streams}
         self.closed = False
-        self._server = _Server(address, list(self._screens.values()), detector, token)
-        self.url, self.port, self.token = self._server.url, self._server.server_port, self._server.token
+        given = given_token(token)
+        self.token = given or (None if address.local else secrets.token_urlsafe(TOKEN_LENGTH))
+        self._server = _Server(address, list(self._screens.values()), detector, self.token)
+        self.port = self._server.server_port
+        self.url = self._server.url if self.token == given else f"{self._server.url}?token={self.token}"
 
     def publish(self, result: Result) -> None:
         """Show a result. Only remembers it, so that it takes no time."""
@@ -130,11 +137,11 @@ def _encode(number: int, result: Result) -> bytes:
 class _Server(WebServer):
     def __init__(self, address: Address, screens: list[_Screen], detector: Detector, token: str | None) -> None:
         self.screens, self.detector = screens, detector
-        super().__init__(address, _Handler, token)
+        self.run = secrets.token_hex(4)  # a page that is still open tells by it that glmd-run was started again
+        super().__init__(address, _Handler, "The page", token)
 
 
 class _Handler(WebHandler):
-    folder = Path(__file__).parent / "page"
     server: _Server
 
     def get(self, path: str, query: dict[str, str]) -> None:
@@ -142,11 +149,12 @@ class _Handler(WebHandler):
         if path == "/api/state":
             self.send_json(self._state())
         elif parts[:2] == ["api", "streams"] and parts[3:] == ["picture"]:
-            self._picture(self._screen(parts[2]), query.get("after", "0"))
+            same = query.get("run", self.server.run) == self.server.run
+            self._picture(self._screen(parts[2]), query.get("after", "0") if same else "0")
         elif parts[:2] == ["api", "streams"] and parts[3:] == ["snapshot.png"]:
             self._snapshot(self._screen(parts[2]))
         else:
-            super().get(path, query)
+            self.send_file(FOLDER, path)
 
     def post(self, path: str, value: Any) -> None:
         if path != "/api/threshold":
@@ -154,23 +162,25 @@ class _Handler(WebHandler):
         try:
             threshold = value["value"]
             self.server.detector.score_threshold = None if threshold is None else float(threshold)
-        except (ValueError, TypeError, KeyError, UsageError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, UsageError) as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, 'Expected {"value": 0..1 or null}.') from error
         self.send_json({"threshold": self.server.detector.score_threshold})
 
-    def _screen(self, number: str) -> _Screen:
-        if number.isdecimal() and int(number) < len(self.server.screens):
-            return self.server.screens[int(number)]
+    def _screen(self, text: str) -> _Screen:
+        number = whole(text)
+        if number is not None and number < len(self.server.screens):
+            return self.server.screens[number]
         raise RefusedError(HTTPStatus.NOT_FOUND, "There is no such stream.")
 
     def _picture(self, screen: _Screen, after: str) -> None:
-        if not after.isdecimal():
+        number = whole(after)
+        if number is None:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "after must be a number of a picture.")
-        picture = screen.picture(int(after))
+        picture = screen.picture(number)
         if picture is None:
             self.send(HTTPStatus.NO_CONTENT)
         else:
-            self.send(HTTPStatus.OK, "application/octet-stream", picture)
+            self.send(HTTPStatus.OK, "application/octet-stream", picture, {"Glmd-Run": self.server.run})
 
     def _snapshot(self, screen: _Screen) -> None:
         result = screen.newest()
@@ -185,6 +195,7 @@ class _Handler(WebHandler):
         """What the page says beside the pictures."""
         info = self.server.detector.info()
         return {
+            "run": self.server.run,
             "model": {key: info[key] for key in ("name", "backend", "device", "precision")},
             "threshold": self.server.detector.score_threshold,
             "thresholds": info["score_thresholds"],

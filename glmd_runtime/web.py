@@ -1,7 +1,7 @@
 """A small web server for one machine and those who have its token: who may ask, and what browsers may do.
 
-It serves threads of its own. An address that only this machine can reach needs no token; another does, once in the URL,
-then as a cookie. Sites of others cannot read along by pointing their name here (DNS rebinding), nor post.
+It serves from threads of its own. Where a token is wanted, it comes once in the URL, then as a cookie. Sites of others
+cannot read along by pointing their name here (DNS rebinding), nor post.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import hmac
 import json
 import os
-import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import BoundedSemaphore, Thread
+from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -26,8 +26,9 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/j
 TOKEN_VARIABLE = "GLMD_VIEW_TOKEN"
 TOKEN_LENGTH = 16  # characters, at least
 VANISHED = 10.0  # seconds after which a browser that takes nothing is given up
-CONNECTIONS = 64  # at once; more are turned away
+CONNECTIONS = 64  # at once; for one more, the oldest goes that never asked for what it may have
 LONGEST_BODY = 1000  # bytes of a POST
+LONGEST_NUMBER = 18  # digits
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
@@ -46,34 +47,44 @@ class RefusedError(Exception):
         self.status = status
 
 
+def whole(text: str) -> int | None:
+    """A whole number as addresses and headers have it; None for what is none, and for one longer than any is."""
+    return int(text) if text.isdecimal() and len(text) <= LONGEST_NUMBER else None
+
+
+def given_token(token: str | None) -> str | None:
+    """`token`, or what GLMD_VIEW_TOKEN says; None where neither is there. Raises: UsageError for a short one."""
+    token = token or os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and len(token) < TOKEN_LENGTH:
+        raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(token)}.")
+    return token
+
+
 class WebServer(ThreadingHTTPServer):
     """Serves until `close`.
 
     Args:
         address: where to listen.
         handler: a subclass of WebHandler.
-        token: of an address that others can reach; None takes GLMD_VIEW_TOKEN from the environment, or makes one.
-    Raises: UsageError for an address that cannot be had, and for a short token.
+        name: what is served, for errors.
+        token: that is wanted of everyone; None for none.
+    Raises: UsageError for an address that cannot be had.
     """
 
     daemon_threads = True
     request_queue_size = 32
 
-    def __init__(self, address: Address, handler: type[WebHandler], token: str | None = None) -> None:
-        given = token or os.environ.get(TOKEN_VARIABLE)
-        self.address, self.closed = address, False
-        self.token = None if address.local else given or secrets.token_urlsafe(TOKEN_LENGTH)
-        if self.token is not None and len(self.token) < TOKEN_LENGTH:
-            raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(self.token)}.")
-        self._free = BoundedSemaphore(CONNECTIONS)
+    def __init__(self, address: Address, handler: type[WebHandler], name: str, token: str | None) -> None:
+        self.address, self.token, self.closed = address, token, False
+        self._connections: dict[socket.socket, bool] = {}  # oldest first -> whether it showed that it may ask
+        self._counting = Lock()
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
             super().__init__((address.host, address.port), handler)
         except OSError as error:
-            raise UsageError(f"The page needs a free address; {address}: {error.strerror}. Choose another.") from error
-        shown = "" if self.token is None or self.token == given else f"?token={self.token}"
-        self.url = f"http://{Address(_reachable(address.host), self.server_port)}/{shown}"
-        self._thread = Thread(target=self.serve_forever, args=(0.1,), name="page", daemon=True)
+            raise UsageError(f"{name} needs a free address; {address}: {error.strerror}. Choose another.") from error
+        self.url = f"http://{Address(_reachable(address.host), self.server_port)}/"
+        self._thread = Thread(target=self.serve_forever, args=(0.1,), name=name, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -83,16 +94,34 @@ class WebServer(ThreadingHTTPServer):
         self._thread.join()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
+        if self._admit(request):
+            super().process_request(request, client_address)
+        else:
             self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def _admit(self, connection: socket.socket) -> bool:
+        """Whether there is room; strangers must not be able to shut the page by holding connections."""
+        with self._counting:
+            if len(self._connections) >= CONNECTIONS:
+                stranger = next((one for one, known in self._connections.items() if not known), None)
+                if stranger is None:
+                    return False
+                del self._connections[stranger]
+                with suppress(OSError):  # it may have gone by itself
+                    stranger.shutdown(socket.SHUT_RDWR)  # whereupon its thread ends
+            self._connections[connection] = False
+            return True
+
+    def know(self, connection: socket.socket) -> None:
+        """It may ask, and is not sent away for another."""
+        with self._counting:
+            if connection in self._connections:
+                self._connections[connection] = True
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._counting:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no error of ours."""
@@ -101,18 +130,14 @@ class WebServer(ThreadingHTTPServer):
 class WebHandler(BaseHTTPRequestHandler):
     """One connection; subclasses answer `get` and `post`, with `send` or by raising RefusedError."""
 
-    folder: Path  # of files that anyone who may ask may have
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "glmd", ""
     timeout = VANISHED
     server: WebServer
 
     def get(self, path: str, query: dict[str, str]) -> None:
-        """Answer a GET; here, with a file of `folder`."""
-        file = self.folder / (path.strip("/") or "index.html")
-        if file.parent != self.folder or file.suffix not in KINDS or not file.is_file():
-            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
-        self.send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
+        """Answer a GET."""
+        raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
     def post(self, path: str, value: Any) -> None:
         """Answer a POST of a JSON value."""
@@ -128,6 +153,13 @@ class WebHandler(BaseHTTPRequestHandler):
             self.send_header(name, content)
         self.end_headers()
         self.wfile.write(body)
+
+    def send_file(self, folder: Path, path: str) -> None:
+        """One that is in the folder itself."""
+        file = folder / (path.strip("/") or "index.html")
+        if file.suffix not in KINDS or file not in folder.iterdir():
+            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+        self.send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
 
     def send_json(self, value: Any) -> None:
         self.send(HTTPStatus.OK, "application/json", json.dumps(value).encode())
@@ -153,7 +185,10 @@ class WebHandler(BaseHTTPRequestHandler):
             self.send(refused.status, "text/plain; charset=utf-8", f"{refused}\n".encode())
 
     def _get(self) -> None:
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError as error:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected a path.") from error
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         if self.server.token and "token" in query:
             self._log_in(query["token"])
@@ -164,30 +199,36 @@ class WebHandler(BaseHTTPRequestHandler):
     def _post(self) -> None:
         self._check_token()
         # A form of another site can neither say this type nor hide where it comes from.
-        origin = self.headers.get("Origin")
-        foreign = origin is not None and urlsplit(origin).netloc != self.headers.get("Host")
-        if self.headers.get("Content-Type") != "application/json" or foreign:
+        if self.headers.get("Content-Type") != "application/json" or self._is_foreign():
             raise RefusedError(HTTPStatus.FORBIDDEN, "Only the page itself may change something.")
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or not 0 < int(length) <= LONGEST_BODY:
+        length = whole(self.headers.get("Content-Length", ""))
+        if length is None or not 0 < length <= LONGEST_BODY:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"Expected a body of 1 to {LONGEST_BODY} bytes.")
         try:
-            value = json.loads(self.rfile.read(int(length)))
-        except ValueError as error:
+            value = json.loads(self.rfile.read(length))
+        except (ValueError, RecursionError) as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected JSON.") from error
         self.post(self.path, value)
+
+    def _is_foreign(self) -> bool:
+        """Whether the request comes from another site's page, by the word of the browser."""
+        origin = self.headers.get("Origin", "")
+        ours = origin.partition("://")[2] == self.headers.get("Host") if origin else True
+        # Behind a proxy with TLS the Host may be another than the browser's, who then says this.
+        return not ours and self.headers.get("Sec-Fetch-Site") != "same-origin"
 
     def _check_host(self) -> None:
         """The name that the browser knows this server by must be one that no one else can have given it."""
         host = _host_of(self.headers.get("Host", ""))
         address = self.server.address
         if not (is_local(host) if address.local else is_ip(host) or host in _names(address)):
-            raise RefusedError(HTTPStatus.FORBIDDEN, "This page is not served under that name. Use its address.")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Nothing is served under that name. Use the address.")
 
     def _log_in(self, token: str) -> None:
         """The token out of the address and into a cookie, where no history and no screenshot shows it."""
         self._compare(token, self.server.token or "")
-        cookie = f"{self._cookie}={quote(token, safe='')}; HttpOnly; SameSite=Strict; Path=/"
+        # Strict would not be sent on when the address was clicked in a mail or a chat. No GET changes anything.
+        cookie = f"{self._cookie}={quote(token, safe='')}; HttpOnly; SameSite=Lax; Path=/"
         self.send(HTTPStatus.SEE_OTHER, more={"Location": "/", "Set-Cookie": cookie})
 
     def _check_token(self) -> None:
@@ -195,6 +236,7 @@ class WebHandler(BaseHTTPRequestHandler):
             pairs = (pair.strip().partition("=") for pair in self.headers.get("Cookie", "").split(";"))
             came = next((value for name, _, value in pairs if name == self._cookie), "")
             self._compare(came, quote(self.server.token, safe=""))
+        self.server.know(self.connection)
 
     def _compare(self, came: str, wanted: str) -> None:
         if not hmac.compare_digest(came.encode(), wanted.encode()):

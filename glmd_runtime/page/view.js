@@ -7,7 +7,7 @@ const STATE_EVERY = 500;    // ms
 
 let state = null;           // the last answer of /api/state
 let selected = 0;           // number of the stream on the stage
-let shown = null;           // {about, bitmap} of the picture on the stage
+let shown = null;           // {about, bitmap, run} of the picture on the stage; run: of the server that sent it
 let request = null;         // the picture that is being waited for
 let trails = new Map();     // track id -> {places, seen}
 let dragging = false;
@@ -25,8 +25,8 @@ async function watch() {
     const number = selected;
     request = new AbortController();
     try {
-      const after = shown ? shown.about.number : 0;
-      const answer = await fetch(`api/streams/${number}/picture?after=${after}`, {signal: request.signal});
+      const after = shown ? `after=${shown.about.number}&run=${shown.run}` : "after=0";
+      const answer = await fetch(`api/streams/${number}/picture?${after}`, {signal: request.signal});
       if (answer.status !== 200) { if (answer.status !== 204) await pause(1000); continue; }
       const bytes = new Uint8Array(await answer.arrayBuffer());
       const line = bytes.indexOf(10);
@@ -34,7 +34,9 @@ async function watch() {
       const bitmap = await createImageBitmap(new Blob([bytes.subarray(line + 1)], {type: "image/jpeg"}));
       if (number !== selected) continue;
       if (!shown) by("veil").hidden = true;
-      shown = {about, bitmap};
+      const run = answer.headers.get("Glmd-Run");
+      if (shown && shown.run !== run) trails = new Map();  // its tracks are others
+      shown = {about, bitmap, run};
       follow(about);
       draw();
       await new Promise(requestAnimationFrame);
@@ -181,6 +183,8 @@ async function ask() {
       by("connection").hidden = true;
       tell();
     } catch (error) {
+      const refused = error.message === "403";  // it was started again, and has another token
+      by("connection").textContent = refused ? "glmd-run wants its token: open its new address" : "No answer from glmd-run";
       by("connection").hidden = false;
       by("stage").classList.add("stale");
     }
@@ -189,7 +193,10 @@ async function ask() {
 }
 
 function tell() {
-  const {model, streams} = state, stream = streams[selected];
+  const {model, streams} = state;
+  if (shown && shown.run !== state.run) clear();  // glmd-run was started again: its picture is over
+  if (selected >= streams.length) return select(0);
+  const stream = streams[selected];
   by("model").textContent = model.name;
   by("engine").textContent = `${model.backend} · ${model.precision} · ${model.device}`;
   document.title = `${stream.name} · ${model.name}`;
@@ -255,13 +262,17 @@ function tellThreshold() {
 function select(number) {
   if (number === selected) return;
   selected = number;
+  clear();
+  if (request) request.abort();
+  if (state) tell();
+}
+
+function clear() {
   shown = null;
   trails = new Map();
   draw();
   by("caption").textContent = "";
   list([]);
-  if (request) request.abort();
-  if (state) tell();
 }
 
 async function setThreshold(value) {

@@ -14,6 +14,9 @@ from glmd_runtime.thermal import Radiometry
 # Cameras that want a password in the path call it one of these.
 _SECRETS = re.compile(r"\b(user|username|usr|password|passwd|pwd|pass|token|auth|key)=[^&/?#]*", re.I)
 
+# What was meant as a camera's address, with a slip of the finger.
+_MISTYPED = re.compile(r"(rtsps?|udp)[:;/]", re.I)
+
 _HIDDEN = "://***"
 
 
@@ -51,15 +54,22 @@ def parse_address(uri: str, keys: tuple[str, ...]) -> Address:
         elif "://" in uri:
             others.append(item)
         else:
-            raise UsageError(f"expected the keys {', '.join(keys)}; got {key!r} in {uri!r}; correct or remove it")
+            shown = redacted(uri)
+            raise UsageError(f"expected the keys {', '.join(keys)}; got {key!r} in {shown!r}; correct or remove it")
     location = base + mark + "&".join(others) if others else base
     return Address(location, redacted(uri), values)
 
 
 def redacted(uri: str) -> str:
-    """`uri` as it may be shown: without user, password and, of a URL, the query, where cameras want them too."""
+    """`uri` as it may be shown: without user, password and, of a URL, the query, where cameras want them too.
+
+    What is no URL may be one that was mistyped: of it is shown what cannot hold a password.
+    """
     scheme, mark, rest = uri.partition("://")
-    if not mark or scheme == "sim":
+    if not mark:
+        mistyped = _MISTYPED.match(uri)
+        return f"{mistyped[0]}***" if mistyped else _SECRETS.sub(r"\1=***", re.sub(r"^.*@", "***@", uri, flags=re.S))
+    if scheme == "sim":
         return uri
     authority, path, others = re.match(r"([^/?#]*)([^?#]*)(.*)", rest, re.S).groups()  # type: ignore[union-attr]
     if "@" in path + others:  # a password that holds / or ? or #: where it ends cannot be told

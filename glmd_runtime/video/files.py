@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.errors import SourceError
+from glmd_runtime.errors import SourceError, UsageError
 from glmd_runtime.thermal import Radiometry
-from glmd_runtime.video.address import parse_address
+from glmd_runtime.video.address import parse_address, redacted
 from glmd_runtime.video.decoding import check_counts, import_av, to_array
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.recording import Note, read_notes, side_file
@@ -33,9 +33,11 @@ def open_files(uri: str) -> Source:
 
     Raises: SourceError when there is nothing there, or nothing readable; UsageError for a wrong key or value.
     """
-    if Path(uri).exists():
+    if uri and Path(uri).exists():
         return _open(uri, PICTURES_FPS, None)
     address = parse_address(uri, ("celsius", "fps"))
+    if not address.location.strip():  # which would be the current directory
+        raise UsageError(f"A source is {KINDS}; got {uri!r}.")
     return _open(address.location, address.values.get("fps", PICTURES_FPS), address.values.get("celsius"))
 
 
@@ -55,7 +57,7 @@ def _open(location: str, fps: float, radiometry: Radiometry | None) -> Source:
     if has_magic(location) and not path.exists():
         return _clip(location, _pattern(location), fps, radiometry)
     if not path.is_file():
-        raise SourceError(f"A source is {KINDS}; {path} does not exist.")
+        raise SourceError(f"A source is {KINDS}; {redacted(location)} does not exist.")
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return _clip(path.name, [path], fps, radiometry)
     return _video(path, radiometry)
@@ -71,7 +73,8 @@ def _directory(path: Path) -> list[Path]:
 def _pattern(pattern: str) -> list[Path]:
     files = sorted(p for p in map(Path, glob(pattern, recursive=True)) if _is_picture(p))
     if not files:
-        raise SourceError(f"A pattern must match pictures ({', '.join(PICTURE_SUFFIXES)}); {pattern} matches none.")
+        shown = redacted(pattern)
+        raise SourceError(f"A pattern must match pictures ({', '.join(PICTURE_SUFFIXES)}); {shown} matches none.")
     return files
 
 

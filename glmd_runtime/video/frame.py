@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.thermal import Radiometry
+from glmd_runtime.video.status import State
 
 Held = Literal["frozen", "uniform"]
 
@@ -27,6 +28,7 @@ class Frame:
     radiometry  how its counts are temperatures; None where the camera does not measure any
     held        why nothing was detected in it: "frozen" or "uniform", as cameras' pictures are while their shutter is
                 closed; its detections are then those of the frame before. None for a frame that was looked at
+    state       of its source when it handed this on: "running", but for what waited when the source was lost or ended
     """
 
     image: NDArray[np.unsignedinteger[Any]]
@@ -36,3 +38,4 @@ class Frame:
     captured: float = field(default_factory=monotonic)
     radiometry: Radiometry | None = None
     held: Held | None = None
+    state: State = "running"

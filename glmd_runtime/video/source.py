@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from threading import Lock
 
 from glmd_runtime.errors import GlmdError
@@ -46,7 +47,8 @@ class Source:
     def __iter__(self) -> Iterator[Frame]:
         try:
             while (frame := self._next()) is not None:
-                yield frame
+                state = self.status.state
+                yield frame if frame.state == state else replace(frame, state=state)
         except GlmdError as error:
             self._end(str(error))
             raise

@@ -31,7 +31,9 @@ def open_source(
     """
     uri = str(uri)
     check_live(policy, staleness)
-    scheme = uri.partition("://")[0].lower() if "://" in uri else ""
+    given, mark, rest = uri.partition("://")
+    scheme = given.lower() if mark else ""
+    uri = f"{scheme}://{rest}" if mark else uri
     if scheme == "sim":
         spec = parse_sim_uri(uri)
         if spec.live:

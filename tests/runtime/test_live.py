@@ -61,6 +61,20 @@ def test_a_lost_camera_is_news_and_no_picture() -> None:
     assert said[2].attempt == 1 and said[4].attempt == 2
 
 
+def test_a_frame_says_what_its_source_was_doing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glmd_runtime.video.live.BACKOFF", (60.0, 60.0))
+    never = threading.Event()
+    with LiveSource(ScriptedCamera([PICTURE, never]), policy="every") as source:
+        assert next(iter(source)).state == "running"
+        never.set()
+    with LiveSource(ScriptedCamera([PICTURE, PICTURE, LOST]), policy="every") as source:
+        wait_until(lambda: source.status.state == "lost")
+        stream = iter(source)
+        assert [next(stream).state, next(stream).state] == ["lost", "lost"]
+    with open_source("sim://air?frames=2&size=80x64") as scene:
+        assert [frame.state for frame in scene] == ["running", "running"]
+
+
 def test_time_goes_on_while_a_camera_is_lost() -> None:
     frames, said, _ = run([PICTURE, LOST], [3.0, PICTURE])
     pause = said[3].since - said[2].since

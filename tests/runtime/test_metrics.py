@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -45,6 +46,37 @@ def test_what_was_counted_is_served(tiny_bundle: Path) -> None:
         assert values["glmd_latency_seconds_sum", "clip", stage] > 0
     assert values["glmd_latency_seconds_count", "wait", name] == 1  # only cameras have one
     assert ("glmd_latency_seconds_count", "clip", "wait") not in values
+
+
+def answer_to(port: int, path: str, **headers: str) -> tuple[int, str, str]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, answer.getheader("Content-Type") or "", answer.read().decode()
+
+
+def test_who_may_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reaches the address, by a name that no one else can have given it."""
+    pytest.importorskip("prometheus_client")
+    monkeypatch.setenv("GLMD_VIEW_TOKEN", "which is of the page")
+    with Metrics([], HERE) as metrics:
+        assert answer_to(metrics.port, "/metrics")[0] == 200
+        assert answer_to(metrics.port, "/metrics", Host="localhost:9100")[0] == 200
+        assert answer_to(metrics.port, "/metrics", Host="evil.example")[0] == 403
+        assert answer_to(metrics.port, "/metrics", Host="192.168.1.5")[0] == 403
+        assert answer_to(metrics.port, "/")[0] == 404
+    with Metrics([], Address("0.0.0.0", 0)) as metrics:
+        assert answer_to(metrics.port, "/metrics", Host="192.168.1.5:9100")[0] == 200
+        assert answer_to(metrics.port, "/metrics", Host=socket.gethostname())[0] == 200
+        assert answer_to(metrics.port, "/metrics", Host="evil.example")[0] == 403
+
+
+def test_both_formats_of_prometheus() -> None:
+    pytest.importorskip("prometheus_client")
+    with Metrics([], HERE) as metrics:
+        for accept, kind in [("", "text/plain"), ("application/openmetrics-text", "application/openmetrics-text")]:
+            status, came, text = answer_to(metrics.port, "/metrics", Accept=accept)
+            assert (status, came.split(";")[0]) == (200, kind) and text.endswith("# EOF\n") == (kind != "text/plain")
 
 
 def test_an_address_that_is_taken() -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Thread
 from threading import enumerate as threads
 from time import monotonic
 from typing import Any
@@ -244,6 +244,36 @@ def test_stop_and_close_while_a_camera_is_silent(tiny_bundle: Path) -> None:
     pipeline.close()
 
 
+class Reluctant(streams.Camera):
+    """Lets go only when all of its kind have been told to."""
+
+    def __init__(self, name: str, told: Barrier) -> None:
+        super().__init__(name)
+        self.told, self.left = told, False
+
+    def close(self) -> None:
+        self.told.wait(0.8)
+        self.left = True
+        super().close()
+
+
+def test_sources_are_closed_all_at_once(tiny_bundle: Path) -> None:
+    told = Barrier(6)
+    cameras = [Reluctant(str(i), told) for i in range(6)]
+    Pipeline(cameras, detector(tiny_bundle)).close()
+    assert all(camera.left for camera in cameras)
+
+
+def test_a_source_that_does_not_let_go_is_left_behind(tiny_bundle: Path) -> None:
+    silent, for_ever = streams.Camera("a"), Event()
+    silent.close = for_ever.wait  # type: ignore[assignment]
+    began = monotonic()
+    with Pipeline([silent, streams.Camera("b")], detector(tiny_bundle)):
+        pass
+    assert monotonic() - began < 5  # it would be for ever
+    for_ever.set()
+
+
 def test_a_slow_engine_sees_the_newest_frames(tiny_bundle: Path, results: list[Result]) -> None:
     camera, fed = streams.Camera("camera", [frame(0)]), Event()
 
@@ -272,6 +302,19 @@ def test_every_drops_nothing(tiny_bundle: Path, results: list[Result]) -> None:
     pipeline = Pipeline([camera], detector(tiny_bundle), policy="every", staleness=1e-9, on_result=results.append)
     run(pipeline)
     assert of(results, "camera") == list(range(50)) and pipeline.streams[0].drops == {}
+
+
+def test_drops_are_counted_by_one_at_a_time(tiny_bundle: Path) -> None:
+    """A cause that is new must not come while another thread goes through them."""
+    with Pipeline([clip("a", 1)], detector(tiny_bundle)) as pipeline:
+        stream, asked = pipeline.streams[0], list[dict[str, int]]()
+        asking = Thread(target=lambda: asked.append(stream.drops))
+        with stream._changed:
+            asking.start()
+            asking.join(0.3)
+            assert asked == []
+        asking.join(SOON)
+        assert asked == [{}]
 
 
 def test_a_stale_frame_is_dropped_and_counted(tiny_bundle: Path, results: list[Result]) -> None:

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmd_runtime.errors import SourceError, UsageError
+from glmd_runtime.errors import GlmdError, SourceError, UsageError
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.address import redacted
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.sources import open_source
 from glmd_runtime.video.status import Status
+from tests.runtime.test_live import wait_until
 
 needs_av = pytest.mark.usefixtures("pyav")
 RNG = np.random.default_rng(0)
@@ -220,6 +221,44 @@ def test_a_password_is_in_no_error(word: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "uri",
+    ["rtsp:/{}@10.0.0.7/s", "rtsp:{}@10.0.0.7/s", "rtsp//{}@10.0.0.7/s", "RTSP;//{}@h/s", "rtps:/{}@h/s", "{}@h/s",
+     "rtsp:/10.0.0.7/{}", "rtsp:/h/s?sign={}", "rtps:/h/password={}", "rtps:/h/s?password={}", "rtps:/{}@h/s?x=1",
+     "rtsp:/{}@h/*", "rtps:/{}@h/*", "rtps:/{}@h/s?fps=0"],
+)  # fmt: skip
+def test_a_password_in_what_is_no_address_is_in_no_error(uri: str) -> None:
+    with pytest.raises(GlmdError) as error:
+        open_source(uri.format("admin:Q7geheim"))
+    assert "Q7" not in str(error.value)
+
+
+@pytest.mark.parametrize("uri", ["", " ", "?fps=9", " ?fps=9"])
+def test_nothing_is_not_the_current_directory(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png", COUNTS)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"A source is a video, .*; got '"):
+        open_source(uri)
+    assert open_source(".").frames == 1
+
+
+@needs_av
+def test_capital_letters_in_a_scheme_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    def refuse(url: str, options: dict[str, str], **_: object) -> None:
+        asked.append((url, options))
+        raise ValueError
+
+    monkeypatch.setattr(import_av(), "open", refuse)
+    for uri in ("rtsp://camera/X", "RTSP://camera/X"):
+        with open_source(uri) as source:
+            wait_until(lambda source=source: source.status.state == "lost")  # type: ignore[misc]
+        assert source.name == "rtsp://camera/X"
+    assert asked[0] == asked[-1] and asked[0][1]["rtsp_transport"] == "tcp"
+    assert open_source("SIM://air?frames=2").frames == 2
+
+
+@pytest.mark.parametrize(
     ("uri", "shown"),
     [
         ("rtsp://camera/path", "rtsp://camera/path"),
@@ -230,6 +269,9 @@ def test_a_password_is_in_no_error(word: str) -> None:
         ("rtsp://user:w/ord@camera/a", "rtsp://***"),
         ("sim://ground?seed=7", "sim://ground?seed=7"),
         ("clip.mp4", "clip.mp4"),
+        ("rtsp-test/clip.mp4", "rtsp-test/clip.mp4"),
+        ("rtsp:/user:word@camera/a", "rtsp:***"),
+        ("user:word@camera/a", "***@camera/a"),
     ],
 )
 def test_what_is_shown_of_an_address(uri: str, shown: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 from time import monotonic
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -128,6 +129,27 @@ def test_a_picture_is_waited_for_and_204_says_that_there_was_none(site: Site) ->
     assert site.ask("/api/streams/0/picture?after=x")[0].status == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (f"/api/streams/{'1' * 4301}/picture", 404),  # more digits than int() takes
+        (f"/api/streams/0/picture?after={'1' * 4301}", 400),
+        (f"/{'a' * 4000}.html", 404),  # more letters than a file's name has
+        ("http://[/api/state", 400),
+    ],
+)
+def test_what_no_browser_asks_for_is_answered(path: str, status: int, site: Site) -> None:
+    assert site.ask(path)[0].status == status
+
+
+def test_a_number_of_another_run_is_none(site: Site) -> None:
+    site.show()
+    run = json.loads(site.ask("/api/state")[1])["run"]
+    answer, _ = site.ask("/api/streams/0/picture?after=900&run=another")
+    assert answer.status == 200 and answer.getheader("Glmd-Run") == run
+    assert site.ask(f"/api/streams/0/picture?after=3&run={run}")[0].status == 204
+
+
 def test_a_snapshot_is_what_draw_draws(site: Site) -> None:
     assert site.ask("/api/streams/0/snapshot.png")[0].status == 404
     site.show()
@@ -161,6 +183,9 @@ def test_the_threshold_acts_on_the_next_frame(site: Site) -> None:
     [
         ({"value": 2}, JSON, 400),
         ({"value": "high"}, JSON, 400),
+        ({"value": 10**400}, JSON, 400),
+        ("[" * 1000, JSON, 400),
+        ({"value": 0.5}, {**JSON, "Content-Length": "1" * 4301}, 400),
         ({"value": float("nan")}, JSON, 400),
         ({}, JSON, 400),
         ([], JSON, 400),
@@ -169,6 +194,7 @@ def test_the_threshold_acts_on_the_next_frame(site: Site) -> None:
         ({"value": 0.5}, {"Content-Type": "text/plain"}, 403),
         ({"value": 0.5}, {**JSON, "Origin": "http://evil.example"}, 403),
         ({"value": 0.5}, {**JSON, "Origin": "null"}, 403),
+        ({"value": 0.5}, {**JSON, "Origin": "http://["}, 403),
     ],
 )
 def test_what_does_not_change_the_threshold(body: Any, headers: dict[str, str], status: int, site: Site) -> None:
@@ -197,7 +223,7 @@ def test_elsewhere_a_token_is_wanted(open_site: Site) -> None:
     answer, _ = site.ask("/?token=correct%20horse%20battery%3B%20staple")
     cookie = answer.getheader("Set-Cookie") or ""
     assert answer.status == 303 and answer.getheader("Location") == "/"
-    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie
     name_and_value = {"Cookie": f"other=1; {cookie.partition(';')[0]}"}
     assert site.ask("/api/state", name_and_value)[0].status == 200
     assert site.ask("/api/threshold", {**JSON, **name_and_value}, post={"value": 0.5})[0].status == 200
@@ -217,10 +243,30 @@ def test_tokens(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLMD_VIEW_TOKEN", "of the environment")
     url, token = url_and_token(EVERYWHERE)
     assert token == "of the environment" and url.endswith("/")  # a secret that the user has is not printed
-    assert url_and_token(HERE)[1] is None
+    assert url_and_token(HERE)[1] == "of the environment"  # who chooses one wants it asked for
     monkeypatch.setenv("GLMD_VIEW_TOKEN", "short")
-    with pytest.raises(UsageError, match="at least 16 characters; got 5"):
-        url_and_token(EVERYWHERE)
+    for address in (HERE, EVERYWHERE):
+        with pytest.raises(UsageError, match="at least 16 characters; got 5"):
+            url_and_token(address)
+    monkeypatch.setenv("GLMD_VIEW_TOKEN", "")
+    assert url_and_token(HERE)[1] is None
+
+
+def test_a_proxy_before_this_machine_and_a_token(tiny_bundle: Path) -> None:
+    """It says Host: localhost, as the page is on 127.0.0.1; the browser knows it by another name."""
+    site = Site(tiny_bundle, HERE, TOKEN)
+    try:
+        assert site.ask("/api/state", host="localhost")[0].status == 403
+        answer, _ = site.ask("/?token=correct%20horse%20battery%3B%20staple", host="localhost")
+        cookie = {"Cookie": (answer.getheader("Set-Cookie") or "").partition(";")[0]}
+        assert site.ask("/api/state", cookie, host="localhost")[0].status == 200
+        post = {**JSON, **cookie, "Origin": "https://cameras.example"}
+        for came_from, status in [("same-origin", 200), ("same-site", 403), ("cross-site", 403)]:
+            headers = {**post, "Sec-Fetch-Site": came_from}
+            assert site.ask("/api/threshold", headers, post={"value": 0.5}, host="localhost")[0].status == status
+        assert site.ask("/api/threshold", post, post={"value": 0.5}, host="localhost")[0].status == 403
+    finally:
+        site.close()
 
 
 def test_an_address_that_is_taken(site: Site) -> None:
@@ -241,15 +287,39 @@ def test_a_browser_that_reads_nothing_holds_nobody_up(site: Site) -> None:
         assert monotonic() - began < 8  # its connection is given up after 10
 
 
-def test_a_crowd_is_turned_away_and_leaves_no_trace(site: Site) -> None:
+def ends(connection: socket.socket) -> bool:
+    """Whether the server closes it; the test's limit of time says that it does not."""
+    connection.settimeout(20)
+    return connection.recv(1) == b""
+
+
+def test_a_crowd_of_strangers_keeps_nobody_out(open_site: Site) -> None:
+    site = open_site
+    cookie = {"Cookie": f"glmd_view_{site.view.port}={quote(TOKEN, safe='')}"}
+    friend = HTTPConnection("127.0.0.1", site.view.port, timeout=20)
+    friend.request("GET", "/api/state", headers=cookie)
+    assert friend.getresponse().read()
     crowd = [socket.create_connection(("127.0.0.1", site.view.port)) for _ in range(CONNECTIONS + 5)]
-    turned_away = 0
-    for one in crowd[CONNECTIONS:]:
-        one.settimeout(20)
-        turned_away += one.recv(1) == b""
-    for one in crowd:
+    began = monotonic()
+    assert all(ends(one) for one in crowd[:6])  # the oldest went for the newest, and not the friend
+    for _ in range(3):
+        assert site.ask("/api/state", cookie)[0].status == 200
+    friend.request("GET", "/api/state", headers=cookie)
+    assert friend.getresponse().status == 200
+    assert monotonic() - began < 8  # who says nothing is given up after 10
+    for one in (friend, *crowd):
         one.close()
-    assert turned_away == 5
+
+
+def test_more_than_can_be_served_are_turned_away(site: Site) -> None:
+    friends = [HTTPConnection("127.0.0.1", site.view.port, timeout=20) for _ in range(CONNECTIONS)]
+    for friend in friends:
+        friend.request("GET", "/api/state")
+        assert friend.getresponse().read()
+    with socket.create_connection(("127.0.0.1", site.view.port)) as one_more:
+        assert ends(one_more)
+    for friend in friends:
+        friend.close()
     until = monotonic() + 20
     while monotonic() < until:
         try:
@@ -257,7 +327,7 @@ def test_a_crowd_is_turned_away_and_leaves_no_trace(site: Site) -> None:
             return
         except OSError:
             continue
-    pytest.fail("no answer after the crowd had left")
+    pytest.fail("no answer after the others had left")
 
 
 def test_close_does_not_wait_for_those_who_wait(tiny_bundle: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -27,6 +28,7 @@ from tests.runtime.streams import Camera, detector, frame
 
 SOON = 20.0  # seconds; far above what anything here needs, on any machine
 ROOT = Path(__file__).parents[2]
+HERE = Address("127.0.0.1", 0)
 EVIL = "<img src=x onerror=document.title='evil'>"
 
 
@@ -57,10 +59,13 @@ def browser(downloads: Path) -> Iterator[Any]:
 class Page:
     """A running pipeline of cameras, and a browser that looks at it."""
 
-    def __init__(self, browser: Any, cameras: list[Camera], one: Detector, **pipeline: Any) -> None:
+    def __init__(
+        self, browser: Any, cameras: list[Camera], one: Detector, address: Address = HERE,
+        *, token: str | None = None, **pipeline: Any,
+    ) -> None:
         self.browser, self.cameras, self.detector = browser, cameras, one
         self.pipeline = Pipeline(cameras, one, on_result=lambda r: self.view.publish(r), staleness=1e6, **pipeline)
-        self.view = View(self.pipeline.streams, one, Address("127.0.0.1", 0))
+        self.view = View(self.pipeline.streams, one, address, token)
         self.thread = Thread(target=self.pipeline.run, daemon=True)
         self.thread.start()
 
@@ -188,6 +193,81 @@ def test_the_end_of_glmd_run_is_said(browser: Any, tiny_bundle: Path) -> None:
         page.view.close()
         becomes(True, page.find("#connection").is_displayed)
     browser.get_log("browser")  # it says that nobody answered
+
+
+class Mail(BaseHTTPRequestHandler):
+    """A page of another site with a link."""
+
+    link = ""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(f"<a href='{self.link}'>the page</a>".encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_the_address_with_the_token_is_clicked_elsewhere(browser: Any, tiny_bundle: Path) -> None:
+    with (
+        Page(browser, [Camera("yard", [frame(0)])], detector(tiny_bundle), token="correct horse battery") as page,
+        HTTPServer(("127.0.0.1", 0), Mail) as mail,
+    ):
+        Mail.link = f"{page.view.url}?token=correct+horse+battery"
+        Thread(target=mail.serve_forever, daemon=True).start()
+        browser.get(f"http://localhost:{mail.server_port}/")
+        page.find("a").click()
+        becomes("2", lambda: page.text("#count"))
+        assert browser.current_url == page.view.url
+        mail.shutdown()
+    browser.delete_all_cookies()
+    browser.get_log("browser")
+
+
+def test_a_page_that_stays_open_follows_glmd_run_when_it_is_started_again(browser: Any, tiny_bundle: Path) -> None:
+    many = [frame(i) for i in range(9)]
+    with Page(browser, [Camera("yard", many)], detector(tiny_bundle), policy="every") as first:
+        first.open()
+        becomes("frame 8 · 0.3 s", lambda: first.text("#caption"))
+        first.view.close()
+        again = Page(browser, [Camera("yard")], detector(tiny_bundle), Address("127.0.0.1", first.view.port))
+        with again as second:
+            becomes("", lambda: second.text("#caption"))  # the picture of before is not taken for a live one
+            becomes("Connecting", lambda: second.text("#veil-title"))
+            second.cameras[0].feed(frame(0))
+            becomes("frame 0 · 0.0 s", lambda: second.text("#caption"))
+            assert not second.find("#connection").is_displayed()
+    browser.get_log("browser")  # it says that nobody answered in between
+
+
+def test_a_page_that_stays_open_says_that_a_token_is_wanted_now(browser: Any, tiny_bundle: Path) -> None:
+    with Page(browser, [Camera("yard", [frame(0)])], detector(tiny_bundle)) as first:
+        first.open()
+        becomes("2", lambda: first.text("#count"))
+        first.view.close()
+        becomes("No answer from glmd-run", lambda: first.text("#connection"))
+        address, token = Address("127.0.0.1", first.view.port), "correct horse battery"
+        with Page(browser, [Camera("yard")], detector(tiny_bundle), address, token=token) as second:
+            becomes("glmd-run wants its token: open its new address", lambda: second.text("#connection"))
+            assert second.find("#connection").is_displayed()
+            assert "stale" in second.find("#stage").get_attribute("class")
+    browser.get_log("browser")
+
+
+def test_a_source_that_is_no_more_is_left(browser: Any, tiny_bundle: Path) -> None:
+    with Page(browser, [Camera("yard"), Camera("gate", [frame(0)])], detector(tiny_bundle)) as first:
+        first.open()
+        becomes(2, lambda: len(first.browser.find_elements("css selector", ".source")))
+        first.find(".source:nth-child(2)").click()
+        becomes("2", lambda: first.text("#count"))
+        first.view.close()
+        address = Address("127.0.0.1", first.view.port)
+        with Page(browser, [Camera("yard", [frame(5)])], detector(tiny_bundle), address) as second:
+            becomes("frame 5 · 0.2 s", lambda: second.text("#caption"))
+            becomes(1, lambda: len(second.browser.find_elements("css selector", ".source")))
+    browser.get_log("browser")
 
 
 @pytest.mark.parametrize(("width", "height", "sharp"), [(1280, 800, 1), (390, 844, 3)])
