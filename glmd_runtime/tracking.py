@@ -100,7 +100,8 @@ class ClassVote:
     """One class a track: that with the most votes, of which every detection gives its score to its own class.
 
     Votes lose half of their weight in `half_life` seconds, so that a track that was wrong for long, or went over to
-    another object, can change its mind. Of equal classes the one with the lower index wins.
+    another object, can change its mind. Of equal classes the one with the lower index wins. Votes are for names, so
+    that they count on when a class is enrolled while a stream runs; those for a name that is no longer known are void.
     """
 
     def __init__(self, half_life: float = HALF_LIFE) -> None:
@@ -108,20 +109,26 @@ class ClassVote:
         self.reset()
 
     def reset(self) -> None:
-        self._votes: dict[int, tuple[float, NDArray[np.float64]]] = {}  # track -> time of the last vote, (K,) votes
+        self._votes: dict[int, tuple[float, dict[str, float]]] = {}  # track -> time of the last vote, votes by class
 
     def update(self, detections: Detections, time: float) -> Detections:
         """Count the votes of a frame at `time` (seconds); class_ids of tracked rows become the track's."""
-        class_ids = detections.class_ids.copy()
+        class_ids, names = detections.class_ids.copy(), detections.class_names
         for row, track in enumerate(detections.track_ids if detections.track_ids is not None else ()):
             if track >= 0:
-                last, votes = self._votes.get(int(track), (time, np.zeros(len(detections.class_names))))
-                votes = votes * 0.5 ** ((time - last) / self._half_life)
-                votes[class_ids[row]] += detections.scores[row]
-                self._votes[int(track)] = time, votes
-                class_ids[row] = votes.argmax()
+                votes = self._count(int(track), names[class_ids[row]], float(detections.scores[row]), time)
+                class_ids[row] = np.argmax([votes.get(name, 0.0) for name in names])
         self._votes = {track: entry for track, entry in self._votes.items() if time - entry[0] < _FORGOTTEN}
         return replace(detections, class_ids=class_ids)
+
+    def _count(self, track: int, name: str, score: float, time: float) -> dict[str, float]:
+        """A track's votes after one more."""
+        last, votes = self._votes.get(track, (time, {}))
+        kept = 0.5 ** ((time - last) / self._half_life)
+        votes = {voted: kept * weight for voted, weight in votes.items()}
+        votes[name] = votes.get(name, 0.0) + score
+        self._votes[track] = time, votes
+        return votes
 
 
 def _load(kind: str, fps: float) -> Any:

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -159,6 +160,17 @@ def test_a_track_changes_its_mind_when_it_was_wrong_for_long() -> None:
         vote.update(one, i / FPS)
     later = [int(vote.update(other, (300 + i) / FPS).class_ids[0]) for i in range(150)]
     assert later[0] == 0 and later[-1] == 1
+
+
+def test_classes_may_come_and_go_while_a_track_goes_on() -> None:
+    tracker, classes = Tracker(fps=FPS), []
+    for i in range(120):
+        known, name = (NAMES, 1) if i < 10 or i >= 90 else ((*NAMES, "owl"), 2)
+        one = replace(found([(2.0 * i, 10, 0, 0.8)]), class_names=known, class_ids=np.array([name]))
+        came = tracker.update(one, frame(i))
+        assert came.class_names == known
+        classes.append(came.names[0])
+    assert classes[10] == "uav" and classes[89] == "owl" and set(classes[90:]) == {"uav"}
 
 
 @settings(max_examples=50, deadline=None)
