@@ -10,7 +10,6 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glmd_runtime import backends
 from glmd_runtime.backends.device_array import is_on_device

@@ -109,7 +109,7 @@ class Pipeline:
 
     @property
     def detector(self) -> Detector:
-        """What detects; may be set while `run` runs, from any thread: one that knows a class more, by `Detector.enroll`.
+        """What detects; may be set from any thread while `run` runs, to what `Detector.enroll` made of it.
 
         Streams, their memory and their tracks go on, and the next frame is the new one's. Once it is set no frame is at
         the old one, which may be closed.
@@ -122,8 +122,8 @@ class Pipeline:
         if detector.preprocess != self._detector.preprocess:
             raise UsageError(
                 "A pipeline's streams are prepared for its detector's network, and the new detector wants other "
-                f"pictures: expected {self._detector.preprocess}, got {detector.preprocess}. Set one that `enroll` made "
-                "of the old one, or begin a new Pipeline."
+                f"pictures: expected {self._detector.preprocess}, got {detector.preprocess}. Set one that `enroll` "
+                "made of the old one, or begin a new Pipeline."
             )
         with self._at_the_detector:
             self._detector = detector
