@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from glmd_runtime.detections import Detections
 from glmd_runtime.looks import CLEAR, COLOURFUL, WARM_BLOODED, Looks, contrast, wilson
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.thermal import POLARITIES, Polarity
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +31,12 @@ class DriftWatch:
     are found: they are warmer than what is around them nearly always.
     """
 
-    def __init__(self, spec: PreprocessSpec, name: str = "The stream") -> None:
+    def __init__(self, spec: PreprocessSpec, name: str = "The stream", polarity: Polarity | None = None) -> None:
+        """Args: polarity, what the user said of the camera."""
         self._name = name
         self._spec = spec
+        self._polarity_said = polarity
+        self._raw = False
         self._looks: deque[Looks] = deque(maxlen=LOOKS)
         self._votes: deque[bool] = deque(maxlen=VOTES)  # whether the warm are the darker ones
         self._next = -math.inf
@@ -43,11 +47,14 @@ class DriftWatch:
         """What is not as in training: "palette", "polarity", "brightness", "contrast" -> a sentence."""
         return dict(self._warnings)
 
-    def __call__(self, picture: NDArray[np.uint8], found: Detections, time: float) -> None:
-        """One picture as the network sees it, (H, W) or (H, W, 3) uint8, its detections, its time in the stream."""
+    def __call__(self, picture: NDArray[np.uint8], found: Detections, time: float, raw: bool = False) -> None:
+        """One picture as the network sees it, (H, W) or (H, W, 3) uint8, its detections, its time in the stream.
+
+        Args: raw, whether it was made of raw counts.
+        """
         if self._next - EVERY <= time < self._next:
             return
-        self._next = time + EVERY
+        self._next, self._raw = time + EVERY, raw
         self._looks.append(Looks.of(picture))
         self._vote(picture, found)
         now = dict(self._judge())
@@ -84,8 +91,12 @@ class DriftWatch:
         trained = "grey" if self._spec.channels == 1 else f"{100 * known:.0f}% at most"
         return [("palette", (
             f"{100 * colour:.0f}% of its pixels are coloured, in training it was {trained}: a palette over thermal "
-            f"values, or visible light. Set the camera to {self._spec.intensity.polarity} grey."
+            f"values, or visible light. Set the camera to {self._expected()} grey."
         ))]
+
+    def _expected(self) -> Polarity:
+        """What the camera is taken to deliver. Counts rise with the temperature where nothing else was said."""
+        return self._polarity_said or ("white-hot" if self._raw else self._spec.intensity.polarity)
 
     def _range(self, name: str, value: float, words: str) -> list[tuple[str, str]]:
         if self._spec.statistics is None:
@@ -104,8 +115,10 @@ class DriftWatch:
         wrong = sum(self._votes) if self._spec.intensity.polarity == "white-hot" else VOTES - sum(self._votes)
         if wilson(wrong, VOTES)[0] <= 0.5:
             return []
-        other = "black-hot" if self._spec.intensity.polarity == "white-hot" else "white-hot"
+        expected = self._expected()
+        other = POLARITIES[1 - POLARITIES.index(expected)]
+        said = f" instead of {self._polarity_said!r}" if self._polarity_said else ""
         return [("polarity", (
             f"People and animals are on the cold side of what surrounds them in {wrong} of {VOTES} pictures: it seems "
-            f"{other}. Say polarity={other!r} for this camera, or set the camera to {self._spec.intensity.polarity}."
+            f"{other}. Say polarity={other!r} for this camera{said}, or set the camera to {expected}."
         ))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from glmd_runtime.errors import FrameError, UsageError
 from glmd_runtime.looks import Looks, Statistics
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.shutter import LONGEST, ShutterEvent, ShutterWatch
-from glmd_runtime.thermal import Mode
+from glmd_runtime.thermal import Mode, Polarity
 from glmd_runtime.video.frame import Frame
 from tests import reference, tiny
 
@@ -303,6 +304,26 @@ def test_polarity_is_seen_in_the_warm_blooded(row: int, camera: Camera | None, k
     boxes = np.array([[10, 10, 20, 30], [50, 10, 70, 30]], np.float32)
     found = Detections(boxes, np.ones(2, np.float32), np.arange(2), NAMES)[row]
     assert watched(person_and_car, found, camera=camera).keys() == kinds
+
+
+@pytest.mark.parametrize("said", ["white-hot", "black-hot", None])
+@pytest.mark.parametrize("model", ["white-hot", "black-hot"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_who_follows_the_advice_on_polarity_hears_no_more(raw: bool, model: Polarity, said: Polarity | None) -> None:
+    spec = replace(SPEC, intensity=Intensity(polarity=model))
+    found = Detections(np.array([[10, 10, 20, 30]]), np.ones(1), np.zeros(1), NAMES)
+
+    def delivered(index: int, inverted: bool) -> np.ndarray:
+        picture = 255 - person_and_car(index) if inverted else person_and_car(index)
+        return picture.astype(np.uint16) * 10 + np.uint16(index % 5) if raw else picture
+
+    warned = [watched(lambda i, x=x: delivered(i, x), found, spec, Camera(polarity=said)) for x in (False, True)]
+    assert [set(one) for one in warned].count({"polarity"}) == 1  # one of both is wrong
+    [(wrong, text)] = [(x, one["polarity"]) for x, one in zip((False, True), warned, strict=True) if one]
+    advice = re.search(r"Say polarity='(.*?)' for this camera", text)
+    assert advice and advice[1] != said and (f"instead of {said!r}" in text) == (said is not None)
+    camera = Camera(polarity=advice[1])  # type: ignore[arg-type]
+    assert watched(lambda i: delivered(i, wrong), found, spec, camera) == {}
 
 
 @pytest.mark.parametrize("kinds", [set(), {"polarity"}])
