@@ -21,10 +21,11 @@ _log = logging.getLogger(__name__)
 EVERY = 1.0  # seconds between two looks
 LOOKS = 30  # that are remembered; fewer than a third of them say nothing
 VOTES = 30  # pictures with warm-blooded objects; fewer say nothing of the polarity
+QUIET = 600.0  # seconds that a thing was as in training, after which it is said again; one at the limit comes and goes
 
 
 class DriftWatch:
-    """Looks at a stream's pictures every second and warns once of each thing that is not as in training.
+    """Looks at a stream's pictures every second and warns of each thing that is not as in training, once in a while.
 
     Brightness and contrast are compared with the model's `PreprocessSpec.statistics`; of a model without them nothing
     is said of these two. A palette is noticed where a model was trained on grey, and polarity where people or animals
@@ -41,6 +42,7 @@ class DriftWatch:
         self._votes: deque[bool] = deque(maxlen=VOTES)  # whether the warm are the darker ones
         self._next = -math.inf
         self._warnings: dict[str, str] = {}
+        self._last: dict[str, float] = {}  # kind -> when it was so last
 
     @property
     def warnings(self) -> dict[str, str]:
@@ -58,8 +60,10 @@ class DriftWatch:
         self._looks.append(Looks.of(picture))
         self._vote(picture, found)
         now = dict(self._judge())
-        for kind in now.keys() - self._warnings.keys():
-            _log.warning("%s is not what the model was trained on. %s", self._name, now[kind])
+        for kind, sentence in now.items():
+            if time - self._last.get(kind, -math.inf) > QUIET:
+                _log.warning("%s is not what the model was trained on. %s", self._name, sentence)
+            self._last[kind] = time
         self._warnings = now
 
     def _vote(self, picture: NDArray[np.uint8], found: Detections) -> None:

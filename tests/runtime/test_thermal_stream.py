@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -345,6 +346,26 @@ def test_a_warning_comes_once_and_goes(caplog: pytest.LogCaptureFixture) -> None
         assert watched(lambda i: noise(i, mean=220), spec=spec).keys() == {"brightness"}
     assert len(caplog.records) == 1 and "in training 60 to 160" in caplog.text
     assert watched(lambda i: noise(i, mean=220 if i < 40 else 110), spec=spec, seconds=80) == {}
+
+
+def test_a_stream_at_the_limit_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    spec, changes = replace(SPEC, statistics=STATISTICS), list[bool]()
+    front_end = FrontEnd(spec, NAMES)
+    pictures = {bright: noise(0, mean=170 if bright else 150) for bright in (False, True)}
+
+    def hour(begin: int, bright: Callable[[int], bool]) -> None:
+        for second in range(begin, begin + 3600):
+            prepared = front_end.prepare(Frame(pictures[bright(second)], second, float(second)))
+            front_end.finish(prepared, Detections.empty(NAMES))
+            changes.append("brightness" in front_end.warnings)
+
+    with caplog.at_level(logging.WARNING, "glmd_runtime"):
+        hour(0, lambda second: second // 40 % 2 == 0)
+        assert sum(a != b for a, b in pairwise(changes)) > 60 and len(caplog.records) == 1
+        hour(3600, lambda second: False)
+        assert not changes[-1] and len(caplog.records) == 1
+        hour(7200, lambda second: True)
+        assert changes[-1] and len(caplog.records) == 2
 
 
 def test_statistics_travel_with_the_model() -> None:
