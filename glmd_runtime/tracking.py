@@ -58,6 +58,7 @@ class Tracker:
     def _begin(self) -> None:
         """Forget the tracks, but not which numbers are taken."""
         self._tracks, self._time, self._first_id = _load(self.kind, self.fps), -1.0, self._next_id
+        self._last: Detections | None = None
         if self._votes:
             self._votes.reset()
 
@@ -67,18 +68,23 @@ class Tracker:
         An object gets its number when it was seen in 2 (ByteTrack) or 3 (OC-SORT) frames one after the other, and
         keeps it while it is lost for less than a second. A frame that is earlier than the last one begins a new stream
         (a clip that is played again): its tracks get new numbers.
+        Nothing was seen in a frame that is held (see `Frame.held`): its detections, those of the frame before, are no
+        evidence for tracks or classes and get what they had there.
         Args: detections of this frame, in its pixels; frame, of whose `time` the trackers' clock is made.
         Returns: track_ids of -1 for those that are not followed (yet); with `vote`, class_ids by vote. Scores stay
             those of the detections.
         """
         if frame.time < self._time - _LEAST_STEP:
             self._begin()
+        if frame.held:
+            return _as_before(detections, self._last)
         self._time = max(frame.time, self._time + _LEAST_STEP)
         ids = self._assign(detections)
         ids[ids >= 0] += self._first_id
         self._next_id = max(self._next_id, int(ids.max(initial=-1)) + 1)
         followed = replace(detections, track_ids=ids)
-        return self._votes.update(followed, self._time) if self._votes else followed
+        self._last = self._votes.update(followed, self._time) if self._votes else followed
+        return self._last
 
     def _assign(self, detections: Detections) -> NDArray[np.int64]:
         """(N,) the library's own numbers. It leaves out detections and changes their order, so each carries its row."""
@@ -94,6 +100,13 @@ class Tracker:
         if len(came):
             ids[came.data["row"]] = came.tracker_id
         return ids
+
+
+def _as_before(detections: Detections, last: Detections | None) -> Detections:
+    """Detections with track ids and classes of the last ones, where they are the same; else with no ids."""
+    if last is not None and np.array_equal(detections.xyxy, last.xyxy):
+        return replace(last, temperatures=detections.temperatures)
+    return replace(detections, track_ids=np.full(len(detections), -1, np.int64))
 
 
 class ClassVote:
