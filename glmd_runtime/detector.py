@@ -244,7 +244,7 @@ class Detector:
         """A detector that knows one more class, from a few boxes of it, without training; this one stays as it is.
 
         It takes as long as running the frames. Both share the backend, which is closed with the last of them.
-        Args: name, of no class that is known; frames, as `run` takes them, or what a stream showed the network
+        Args: name, of no class that is known; frames, as `run` takes them, Frames, or what a stream showed the network
             (`Result.picture`, `Prepared.picture`); boxes, of each frame (n, 4) xyxy in its pixels, every object of the
             class in the frame: what is beside the boxes is learned as what it is not, and a frame without any (n = 0)
             shows only that; camera, of frames as the camera gives them what `stream` is told: its polarity and bad
@@ -257,7 +257,7 @@ class Detector:
                 f"{self._bundle.path} gives no features to learn a class from. Export its checkpoint with --enroll."
             )
         self._check_enrol(name, frames, boxes)
-        pictures = (self._picture(_as_numpy(frame), camera) for frame in frames)
+        pictures = (self._picture(frame, camera) for frame in frames)
         found = [self._regions(picture, wanted) for picture, wanted in zip(pictures, boxes, strict=True)]
         one = learn(name, found, self._postprocess.nms_iou)
         other = copy(self)
@@ -282,7 +282,8 @@ class Detector:
 
     def _picture(self, frame: Any, camera: Camera | None) -> Any:
         """What the network is to see of one frame of a camera: that of a stream that begins with it."""
-        return self.front_end(camera).prepare(Frame(frame, 0, 0.0)).picture if camera else frame
+        image = frame.image if isinstance(frame, Frame) else _as_numpy(frame)
+        return self.front_end(camera).prepare(Frame(image, 0, 0.0)).picture if camera else image
 
     def _regions(self, picture: Any, wanted: Any) -> Regions:
         image, geometry = preprocess(picture, self._manifest.preprocess)

@@ -167,7 +167,8 @@ def test_a_camera_is_learned_from_as_its_stream_shows_it(detector: Detector) -> 
     camera = Camera(polarity="black-hot", bad_pixels=bad, damping=1.0)
     front_ends = [detector.front_end(camera) for _ in raw]
     shown = [one.prepare(Frame(image, 0, 0.0)).picture for one, image in zip(front_ends, raw, strict=True)]
-    for frames, to, like in ((raw, camera, shown), ([255 - one for one in pictures], BLACK_HOT, pictures)):
+    inverted = [Frame(255 - one, i, i / 25) for i, one in enumerate(pictures)]
+    for frames, to, like in ((raw, camera, shown), (inverted, BLACK_HOT, pictures)):
         with detector.enroll("fox", frames, boxes, camera=to) as new, detector.enroll("fox", like, boxes) as expected:
             assert new._enrolment is not None and expected._enrolment is not None
             np.testing.assert_array_equal(new._enrolment.weights, expected._enrolment.weights)
