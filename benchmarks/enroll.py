@@ -41,6 +41,7 @@ from glmd_train.intervals import run_interval
 
 FLOOR = 1e-6  # AP is of the order of scores: what 0.5 means to a class is a guess from a few frames
 CACHE = Path(__file__).parents[1] / "runs" / "enroll"
+SETUP = {"backend": "openvino", "precision": "fp32", "batch": 1, "threads": 1}
 
 
 class Seen(NamedTuple):
@@ -60,7 +61,7 @@ class Network:
         model = self._folder / "model.onnx"
         if not model.exists():
             export_onnx(checkpoint, model, features=True)
-        self._backend = backends.load("openvino", model, threads=1)
+        self._backend = backends.load(SETUP["backend"], model, threads=SETUP["threads"])
 
     def see(self, record: Record) -> Seen:
         image, geometry = preprocess(record.read(), self.checkpoint.preprocess)
@@ -94,7 +95,7 @@ def main() -> None:
                 print(runs[-1], flush=True)
     means = {shots: summary([row for row in runs if row["shots"] == shots]) for shots in given.shots}
     result = {"pictures": len(pictures), "recall_of_regions": recall, "means": means, "runs": runs}
-    print(write("enroll", {**conditions("python -m benchmarks.enroll"), "base": base.stem, **result}))
+    print(write("enroll", {**conditions("python -m benchmarks.enroll"), **SETUP, "base": base.stem, **result}))
 
 
 def proposal_recall(pictures: Sequence[Seen]) -> dict[str, float]:

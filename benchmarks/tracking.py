@@ -32,6 +32,8 @@ IMAGE = ROOT / "docs" / "images" / "tracking.png"
 OVERLAP = 0.3  # objects are 14 pixels wide: half of that is off by IoU 0.5
 LOWEST = 0.1  # detections are kept down to this score
 THRESHOLDS = (0.3, LOWEST)
+THREADS = 1
+SETUP = ("backend", "precision")  # of `Detector.info`
 FRAMES = 150  # of each clip, at 30 a second
 HALF_LIVES = (0.5, HALF_LIFE, 8.0, float("inf"))
 _BLANK = np.zeros((1, 1), np.uint8)  # trackers look at boxes only
@@ -55,7 +57,9 @@ def main() -> None:
     given = options.parse_args()
     if not given.score:
         detect(given.bundle, given.data, given.detections)
-    result = {**conditions("python -m benchmarks.tracking"), **score(read_clips(given.data, given.detections))}
+    clips = read_clips(given.data, given.detections)
+    setup = {**detected_with(given.detections), "batch": 1, "threads": THREADS}
+    result = {**conditions("python -m benchmarks.tracking"), **setup, **score(clips)}
     print(write("tracking", result))
     print(plot(RESULTS / "tracking.json", IMAGE))
 
@@ -68,7 +72,8 @@ def val_clips(data: Path) -> dict[str, dict[str, Any]]:
 def detect(bundle: Path, data: Path, out: Path) -> None:
     """One .npz a clip; those that are there are kept."""
     out.mkdir(parents=True, exist_ok=True)
-    with Detector(bundle, score_threshold=LOWEST, threads=1) as detector:
+    with Detector(bundle, score_threshold=LOWEST, threads=THREADS) as detector:
+        setup = {key: detector.info()[key] for key in SETUP}
         for name, clip in val_clips(data).items():
             file = out / f"{name}.npz"
             if not file.exists():
@@ -76,11 +81,22 @@ def detect(bundle: Path, data: Path, out: Path) -> None:
                 rows = [(frame.time, found) for frame, found in stream]
                 columns = {key: np.concatenate([getattr(f, key) for _, f in rows]) for key in COLUMNS}
                 times, counts = np.array([t for t, _ in rows]), np.array([len(f) for _, f in rows])
-                np.savez(file, names=detector.class_names, times=times, counts=counts, **columns)
+                np.savez(file, names=detector.class_names, times=times, counts=counts, **columns, **setup)
                 print(name, len(rows), flush=True)
 
 
 COLUMNS = ("xyxy", "scores", "class_ids")
+
+
+def detected_with(folder: Path) -> dict[str, str]:
+    """With which backend and precision the clips in a folder were detected."""
+    setups = []
+    for file in sorted(folder.glob("*.npz")):
+        with np.load(file) as arrays:
+            setups.append({key: str(arrays[key]) for key in SETUP})
+    if any(one != setups[0] for one in setups):
+        raise SystemExit(f"{folder} has clips of several backends or precisions. Delete it and detect them again.")
+    return setups[0]
 
 
 def read_clips(data: Path, folder: Path) -> list[Clip]:

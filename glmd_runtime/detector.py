@@ -7,26 +7,23 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glmd_runtime import backends
 from glmd_runtime.backends.device_array import is_on_device
 from glmd_runtime.bundle import ENROLLED, Bundle, open_bundle, write_bundle
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
-from glmd_runtime.enroll import Enrolment, Regions, learn, read_enrolment, regions
+from glmd_runtime.enroll import Enrolment, Regions, checked_boxes, learn, read_enrolment, regions
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
 from glmd_runtime.front_end import Camera, FrontEnd
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs
-from glmd_runtime.preprocess import Geometry, check_frame, preprocess
+from glmd_runtime.preprocess import Geometry, PreprocessSpec, check_frame, preprocess
 from glmd_runtime.selection import open_best
 from glmd_runtime.tiles import Tiles, merge, parse_tiles
-
-if TYPE_CHECKING:
-    from glmd_runtime.video.frame import Frame
+from glmd_runtime.video.frame import Frame
 
 
 class Detector:
@@ -90,6 +87,11 @@ class Detector:
     @property
     def class_names(self) -> tuple[str, ...]:
         return (*self._manifest.class_names, *(self._enrolment.spec.class_names if self._enrolment else ()))
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """How frames become what the network sees."""
+        return self._manifest.preprocess
 
     @property
     def score_threshold(self) -> float | None:
@@ -236,13 +238,17 @@ class Detector:
         """
         return FrontEnd(self._manifest.preprocess, self.class_names, camera, name)
 
-    def enroll(self, name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> Detector:
+    def enroll(
+        self, name: str, frames: Sequence[Any], boxes: Sequence[Any], *, camera: Camera | None = None
+    ) -> Detector:
         """A detector that knows one more class, from a few boxes of it, without training; this one stays as it is.
 
         It takes as long as running the frames. Both share the backend, which is closed with the last of them.
-        Args: name, of no class that is known; frames, as `run` takes them; boxes, of each frame (n, 4) xyxy in its
-            pixels, every object of the class in the frame: what is beside the boxes is learned as what it is not.
-            A frame without any (n = 0) shows only that.
+        Args: name, of no class that is known; frames, as `run` takes them, Frames, or what a stream showed the network
+            (`Result.picture`, `Prepared.picture`); boxes, of each frame (n, 4) xyxy in its pixels, every object of the
+            class in the frame: what is beside the boxes is learned as what it is not, and a frame without any (n = 0)
+            shows only that; camera, of frames as the camera gives them what `stream` is told: its polarity and bad
+            pixels count, its damping does not, as each frame is by itself.
         Raises: UsageError for a known name, no frames, boxes that are none or outside of their frame, or that nothing
             can be learned from; UnsupportedError for a bundle without features; FrameError; GlmdError after `close`.
         """
@@ -251,7 +257,8 @@ class Detector:
                 f"{self._bundle.path} gives no features to learn a class from. Export its checkpoint with --enroll."
             )
         self._check_enrol(name, frames, boxes)
-        found = [self._regions(_as_numpy(frame), wanted) for frame, wanted in zip(frames, boxes, strict=True)]
+        pictures = (self._picture(frame, camera) for frame in frames)
+        found = [self._regions(picture, wanted) for picture, wanted in zip(pictures, boxes, strict=True)]
         one = learn(name, found, self._postprocess.nms_iou)
         other = copy(self)
         other._enrolment = self._enrolment.and_one(one) if self._enrolment else one
@@ -273,9 +280,14 @@ class Detector:
         if not any(len(wanted) for wanted in boxes):
             raise UsageError(f"Enrolling needs a box of {name!r} in one frame or more; got none.")
 
-    def _regions(self, frame: Any, wanted: Any) -> Regions:
-        image, geometry = preprocess(frame, self._manifest.preprocess)
-        xyxy = _checked_boxes(wanted, geometry.frame_hw)
+    def _picture(self, frame: Any, camera: Camera | None) -> Any:
+        """What the network is to see of one frame of a camera: that of a stream that begins with it."""
+        image = frame.image if isinstance(frame, Frame) else _as_numpy(frame)
+        return self.front_end(camera).prepare(Frame(image, 0, 0.0)).picture if camera else image
+
+    def _regions(self, picture: Any, wanted: Any) -> Regions:
+        image, geometry = preprocess(picture, self._manifest.preprocess)
+        xyxy = checked_boxes(wanted, geometry.frame_hw)
         return regions(self._run_raw(image[None], [geometry])[0], geometry.to_image(xyxy))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Bundle:
@@ -336,23 +348,6 @@ def _enrolment(bundle: Bundle) -> Enrolment | None:
 def _with_classes(spec: PostprocessSpec, enrolment: Enrolment) -> PostprocessSpec:
     """A post-processing of K classes -> of K + E."""
     return replace(spec, score_thresholds=(*spec.score_thresholds, *enrolment.spec.score_thresholds))
-
-
-def _checked_boxes(boxes: Any, frame_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """(n, 4) float32 boxes that lie in their frame, to a pixel; n may be 0. Raises: UsageError."""
-    try:
-        xyxy = np.asarray(boxes if len(boxes) else np.empty((0, 4)), np.float32)
-    except (TypeError, ValueError):
-        xyxy = np.empty(0, np.float32)
-    h, w = frame_hw
-    if xyxy.ndim == 2 and xyxy.shape[1] == 4:
-        inside = (xyxy >= -1).all() and (xyxy <= np.array([w, h, w, h]) + 1).all()
-        if inside and (xyxy[:, 2:] > xyxy[:, :2]).all():
-            return xyxy
-    raise UsageError(
-        f"The boxes of a frame {w} pixels wide and {h} high are (n, 4) left, top, right, bottom in its pixels; got "
-        f"{boxes!r}."
-    )
 
 
 def _open(engine: Path) -> tuple[Bundle, list[str]]:

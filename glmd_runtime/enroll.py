@@ -147,6 +147,23 @@ def read_enrolment(path: Path, spec: EnrolledSpec, dimensions: int) -> Enrolment
     return Enrolment(spec, weights.astype(np.float32), biases.astype(np.float32))
 
 
+def checked_boxes(boxes: Any, frame_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """(n, 4) float32 boxes that lie in their frame, to a pixel; n may be 0. Raises: UsageError."""
+    try:
+        xyxy = np.asarray(boxes if len(boxes) else np.empty((0, 4)), np.float32)
+    except (TypeError, ValueError):
+        xyxy = np.empty(0, np.float32)
+    h, w = frame_hw
+    if xyxy.ndim == 2 and xyxy.shape[1] == 4:
+        inside = (xyxy >= -1).all() and (xyxy <= np.array([w, h, w, h]) + 1).all()
+        if inside and (xyxy[:, 2:] > xyxy[:, :2]).all():
+            return xyxy
+    raise UsageError(
+        f"The boxes of a frame {w} pixels wide and {h} high are (n, 4) left, top, right, bottom in its pixels; got "
+        f"{boxes!r}."
+    )
+
+
 def unit_features(raw: RawOutputs) -> Floats:
     """(R, D) float64 of length 1; zeros stay zeros."""
     features = np.asarray(raw.features, np.float64)

@@ -78,7 +78,7 @@ class FrontEnd:
         self._inverts = camera.polarity not in (None, spec.intensity.polarity)  # 8-bit pictures
         self._bad = None if camera.bad_pixels is None else BadPixels(camera.bad_pixels)
         self._damped = DampedCurve(self._intensity.damping) if self._intensity.damping else None
-        self._shutter, self._drift = ShutterWatch(name), DriftWatch(spec, name)
+        self._shutter, self._drift = ShutterWatch(name), DriftWatch(spec, name, camera.polarity)
         self._last = Detections.empty(class_names)
         self.held: Counter[str] = Counter()
 
@@ -114,7 +114,7 @@ class FrontEnd:
         """
         frame = prepared.frame
         if prepared.picture is not None and found is not None:
-            self._drift(prepared.picture, found, frame.time)
+            self._drift(prepared.picture, found, frame.time, raw=frame.image.dtype == np.uint16)
             if frame.radiometry and prepared.counts.ndim == 2:
                 found = replace(found, temperatures=frame.radiometry.of_boxes(prepared.counts, found.xyxy))
             self._last = found

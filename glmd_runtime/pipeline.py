@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from time import monotonic
 
 from glmd_runtime.detector import Detector
@@ -36,7 +36,7 @@ class Pipeline:
 
     Args:
         sources: addresses for `open_source`, or sources that are open; all are closed with the pipeline.
-        detector: stays open.
+        detector: stays open; another one may take its place, see `Pipeline.detector`.
         camera: what is particular to the cameras, one for all, or what says it of a source; None for nothing.
         tracker: makes a tracker for a source; None for detections without tracks.
         policy: for live sources: "freshest" skips frames that the engine has no time for, "every" does not.
@@ -61,7 +61,7 @@ class Pipeline:
     ) -> None:
         if not sources:
             raise UsageError("A pipeline needs at least one source; got none.")
-        self.detector = detector
+        self._detector, self._at_the_detector = detector, Lock()
         self._on_result, self._on_status = on_result, on_status
         self._ready: SimpleQueue[Stream | None] = SimpleQueue()
         self._stopped = Event()
@@ -106,6 +106,27 @@ class Pipeline:
         for stream in self.streams:
             if stream.error:
                 raise _named(stream.name, stream.error) from stream.error
+
+    @property
+    def detector(self) -> Detector:
+        """What detects; may be set from any thread while `run` runs, to what `Detector.enroll` made of it.
+
+        Streams, their memory and their tracks go on, and the next frame is the new one's. Once it is set no frame is at
+        the old one, which may be closed.
+        Raises: UsageError for a detector whose network wants other pictures, as of another model.
+        """
+        return self._detector
+
+    @detector.setter
+    def detector(self, detector: Detector) -> None:
+        if detector.preprocess != self._detector.preprocess:
+            raise UsageError(
+                "A pipeline's streams are prepared for its detector's network, and the new detector wants other "
+                f"pictures: expected {self._detector.preprocess}, got {detector.preprocess}. Set one that `enroll` "
+                "made of the old one, or begin a new Pipeline."
+            )
+        with self._at_the_detector:
+            self._detector = detector
 
     @property
     def stopped(self) -> bool:
@@ -161,7 +182,8 @@ class Pipeline:
         ready = monotonic()
         pictures = [shown.picture for _, shown in prepared if shown.picture is not None]
         try:
-            found = iter(self.detector.run_all(pictures))
+            with self._at_the_detector:
+                found = iter(self._detector.run_all(pictures))
         except Exception as error:  # these streams' own; the others go on
             for stream, _ in prepared:
                 stream.fail(error)

@@ -58,7 +58,9 @@ class ShutterWatch:
     def _why(self, frame: NDArray[np.uint16], cells: NDArray[np.float32]) -> Held | None:
         if np.array_equal(cells, self._cells) and np.array_equal(frame, self._frame):
             return "frozen"
-        return "uniform" if cells.std() < min(UNIFORM * self._cells.std(), NOISES * _noise(frame)) else None
+        spread = cells.std()
+        # The noise is what costs most here, and of a scene the first comparison says enough.
+        return "uniform" if spread < UNIFORM * self._cells.std() and spread < NOISES * _noise(frame) else None
 
     def _may_be_a_shutter(self, held: Held, time: float) -> bool:
         if self._since is None or time < self._since:
@@ -98,5 +100,7 @@ def _noise(frame: NDArray[np.uint16]) -> float:
 def _jump(before: NDArray[np.float32], after: NDArray[np.float32]) -> int:
     change = after - before
     jump = float(np.median(change))
+    if abs(jump) <= JUMP * float(before.std()):
+        return 0
     rest = float(np.quantile(np.abs(change - jump), MOST))
-    return round(jump) if abs(jump) > JUMP * float(before.std()) and rest < LIKE * abs(jump) else 0
+    return round(jump) if rest < LIKE * abs(jump) else 0

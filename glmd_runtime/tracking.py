@@ -58,6 +58,7 @@ class Tracker:
     def _begin(self) -> None:
         """Forget the tracks, but not which numbers are taken."""
         self._tracks, self._time, self._first_id = _load(self.kind, self.fps), -1.0, self._next_id
+        self._last: Detections | None = None
         if self._votes:
             self._votes.reset()
 
@@ -67,18 +68,23 @@ class Tracker:
         An object gets its number when it was seen in 2 (ByteTrack) or 3 (OC-SORT) frames one after the other, and
         keeps it while it is lost for less than a second. A frame that is earlier than the last one begins a new stream
         (a clip that is played again): its tracks get new numbers.
+        Nothing was seen in a frame that is held (see `Frame.held`): its detections, those of the frame before, are no
+        evidence for tracks or classes and get what they had there.
         Args: detections of this frame, in its pixels; frame, of whose `time` the trackers' clock is made.
         Returns: track_ids of -1 for those that are not followed (yet); with `vote`, class_ids by vote. Scores stay
             those of the detections.
         """
         if frame.time < self._time - _LEAST_STEP:
             self._begin()
+        if frame.held:
+            return _as_before(detections, self._last)
         self._time = max(frame.time, self._time + _LEAST_STEP)
         ids = self._assign(detections)
         ids[ids >= 0] += self._first_id
         self._next_id = max(self._next_id, int(ids.max(initial=-1)) + 1)
         followed = replace(detections, track_ids=ids)
-        return self._votes.update(followed, self._time) if self._votes else followed
+        self._last = self._votes.update(followed, self._time) if self._votes else followed
+        return self._last
 
     def _assign(self, detections: Detections) -> NDArray[np.int64]:
         """(N,) the library's own numbers. It leaves out detections and changes their order, so each carries its row."""
@@ -96,11 +102,19 @@ class Tracker:
         return ids
 
 
+def _as_before(detections: Detections, last: Detections | None) -> Detections:
+    """Detections with track ids and classes of the last ones, where they are the same; else with no ids."""
+    if last is not None and np.array_equal(detections.xyxy, last.xyxy):
+        return replace(last, temperatures=detections.temperatures)
+    return replace(detections, track_ids=np.full(len(detections), -1, np.int64))
+
+
 class ClassVote:
     """One class a track: that with the most votes, of which every detection gives its score to its own class.
 
     Votes lose half of their weight in `half_life` seconds, so that a track that was wrong for long, or went over to
-    another object, can change its mind. Of equal classes the one with the lower index wins.
+    another object, can change its mind. Of equal classes the one with the lower index wins. Votes are for names, so
+    that they count on when a class is enrolled while a stream runs; those for a name that is no longer known are void.
     """
 
     def __init__(self, half_life: float = HALF_LIFE) -> None:
@@ -108,20 +122,26 @@ class ClassVote:
         self.reset()
 
     def reset(self) -> None:
-        self._votes: dict[int, tuple[float, NDArray[np.float64]]] = {}  # track -> time of the last vote, (K,) votes
+        self._votes: dict[int, tuple[float, dict[str, float]]] = {}  # track -> time of the last vote, votes by class
 
     def update(self, detections: Detections, time: float) -> Detections:
         """Count the votes of a frame at `time` (seconds); class_ids of tracked rows become the track's."""
-        class_ids = detections.class_ids.copy()
+        class_ids, names = detections.class_ids.copy(), detections.class_names
         for row, track in enumerate(detections.track_ids if detections.track_ids is not None else ()):
             if track >= 0:
-                last, votes = self._votes.get(int(track), (time, np.zeros(len(detections.class_names))))
-                votes = votes * 0.5 ** ((time - last) / self._half_life)
-                votes[class_ids[row]] += detections.scores[row]
-                self._votes[int(track)] = time, votes
-                class_ids[row] = votes.argmax()
+                votes = self._count(int(track), names[class_ids[row]], float(detections.scores[row]), time)
+                class_ids[row] = np.argmax([votes.get(name, 0.0) for name in names])
         self._votes = {track: entry for track, entry in self._votes.items() if time - entry[0] < _FORGOTTEN}
         return replace(detections, class_ids=class_ids)
+
+    def _count(self, track: int, name: str, score: float, time: float) -> dict[str, float]:
+        """A track's votes after one more."""
+        last, votes = self._votes.get(track, (time, {}))
+        kept = 0.5 ** ((time - last) / self._half_life)
+        votes = {voted: kept * weight for voted, weight in votes.items()}
+        votes[name] = votes.get(name, 0.0) + score
+        self._votes[track] = time, votes
+        return votes
 
 
 def _load(kind: str, fps: float) -> Any:

@@ -7,9 +7,12 @@ bright it is. Objects are bright squares in a dark, noisy frame.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Semaphore, Thread
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from glmd_runtime import Detector, backends
+from glmd_runtime import Camera, Detector, backends
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.boxes import iou
 from glmd_runtime.bundle import Bundle, GraphSpec, open_bundle, write_bundle
@@ -34,10 +37,15 @@ from glmd_runtime.enroll import (
     likely_boxes,
     regions,
 )
-from glmd_runtime.errors import BundleError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
+from glmd_runtime.streams import Result
+from glmd_runtime.tracking import Tracker
+from glmd_runtime.video.frame import Frame
 from tests import reference, tiny
 from tests.conftest import skip_unless
+from tests.runtime import streams
 from tests.runtime.test_calibration import CALIBRATION, TINY_PROTOTYPES, classifier
 
 SIZE, STEP = 16, 8
@@ -144,6 +152,74 @@ def test_an_object_has_one_name_that_of_the_surer_class(person: float, names: li
     with Detector(bundle.path, backend=Eye()) as calm, taught(calm) as new:
         new._backend = Eye(person)  # of the same objects, it now says something else
         assert new.run(picture(PLACES[3], 99)).names == names
+
+
+BLACK_HOT = Camera(polarity="black-hot")
+
+
+def test_a_camera_is_learned_from_as_its_stream_shows_it(detector: Detector) -> None:
+    pictures, boxes = [picture(place, i) for i, place in enumerate(PLACES[:3])], [box(place) for place in PLACES[:3]]
+    raw = [3 * (255 - one.astype(np.uint16)) + 7000 for one in pictures]  # counts that fall with the temperature ...
+    bad = np.zeros(tiny.SIZE_HW, bool)
+    for number, one in enumerate(raw):
+        one[number + 1, 40] = 65535  # ... and bad pixels, of which percentiles see nothing
+        bad[number + 1, 40] = True
+    camera = Camera(polarity="black-hot", bad_pixels=bad, damping=1.0)
+    front_ends = [detector.front_end(camera) for _ in raw]
+    shown = [one.prepare(Frame(image, 0, 0.0)).picture for one, image in zip(front_ends, raw, strict=True)]
+    inverted = [Frame(255 - one, i, i / 25) for i, one in enumerate(pictures)]
+    for frames, to, like in ((raw, camera, shown), (inverted, BLACK_HOT, pictures)):
+        with detector.enroll("fox", frames, boxes, camera=to) as new, detector.enroll("fox", like, boxes) as expected:
+            assert new._enrolment is not None and expected._enrolment is not None
+            np.testing.assert_array_equal(new._enrolment.weights, expected._enrolment.weights)
+            check_finds(new, PLACES[3])
+
+
+def test_a_camera_s_mask_of_another_size(detector: Detector) -> None:
+    with pytest.raises(FrameError, match="mask of bad pixels"):
+        detector.enroll("fox", [FRAME], [BOX], camera=Camera(bad_pixels=np.zeros((9, 9), bool)))
+
+
+def test_a_running_camera_is_taught(bundle: Bundle) -> None:
+    """By what docs/enroll.md says: from what its stream showed, while it runs, with tracks that go on."""
+    skip_unless(find_spec("trackers") is not None, "trackers", "the package trackers is not installed")
+    document = (Path(__file__).parents[2] / "docs" / "enroll.md").read_text()
+    teach = next(one for one in re.findall(r"```python\n(.*?)```", document, re.S) if "def teach" in one)
+    functions: dict[str, Any] = {}
+    exec(teach, functions)
+    camera, results, arrived = streams.Camera("camera"), list[Result](), Semaphore(0)
+
+    def show(place: tuple[int, int], index: int) -> Result:
+        camera.feed(Frame(255 - picture(place, index), index, index / 25))
+        assert arrived.acquire(timeout=20)
+        return results[-1]
+
+    def note(result: Result) -> None:
+        results.append(result)
+        arrived.release()
+
+    eye = Eye()
+    pipeline = Pipeline(
+        [camera], Detector(bundle.path, backend=eye), camera=BLACK_HOT, tracker=lambda _: Tracker(fps=25),
+        policy="every", on_result=note,
+    )
+    runner = Thread(target=pipeline.run)
+    with pipeline:
+        runner.start()
+        before = [show(place, i) for i, place in enumerate(PLACES[:3])]
+        functions["teach"](pipeline, "fox", before, [box(place) for place in PLACES[:3]])
+        after = [show(PLACES[3], 3 + i) for i in range(4)]
+        eye.person = 1.0  # a class that was known all along is now surer of what moves there
+        person = show(PLACES[3], 7)
+        camera.end()
+        runner.join(20)
+    assert [len(result.detections) for result in before] == [0, 0, 0]
+    assert [result.detections.names for result in after] == [["fox"]] * 4
+    ids = [int(ids[0]) for result in (*after, person) if (ids := result.detections.track_ids) is not None]
+    assert set(ids[2:]) == {0} and person.detections.names == ["fox"]  # by the track's vote
+    assert eye.closed == 0
+    pipeline.detector.close()
+    assert eye.closed == 1
 
 
 def test_two_classes_one_after_the_other(detector: Detector) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Barrier, Event, Thread
@@ -17,6 +18,7 @@ import pytest
 from glmd_runtime import Camera, Detector, backends
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.backends.fake import FakeBackend
+from glmd_runtime.bundle import write_bundle
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, GlmdError, SourceError, UsageError
 from glmd_runtime.pipeline import Pipeline
@@ -227,6 +229,72 @@ def test_what_on_result_raises_comes_out_at_once(tiny_bundle: Path) -> None:
 
     with pytest.raises(OSError, match=r"^disk full$"):
         run(Pipeline([clip("a", 3)], detector(tiny_bundle), on_result=full))
+
+
+class Busy(FakeBackend):
+    """An engine that is at a frame until it is told to go on, and fails once it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny.graph_spec(), [ROWS])
+        self.began, self.go_on, self.closed = Event(), Event(), False
+
+    def run(self, inputs: Tensors) -> Tensors:
+        self.began.set()
+        self.go_on.wait(SOON)
+        if self.closed:
+            raise RuntimeError("closed under way")
+        return super().run(inputs)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_another_detector_takes_over_between_two_frames(tiny_bundle: Path, results: list[Result]) -> None:
+    busy, camera = Busy(), streams.Camera("camera", [frame(0)])
+    old, new = detector(tiny_bundle, backend=busy), detector(tiny_bundle, ROWS[:1])
+    pipeline = Pipeline([camera], old, policy="every", on_result=results.append)
+
+    def take_over() -> None:
+        pipeline.detector = new
+        old.close()
+
+    runner, user = Thread(target=pipeline.run), Thread(target=take_over)
+    with pipeline:
+        runner.start()
+        assert busy.began.wait(SOON)
+        user.start()
+        user.join(0.2)
+        assert user.is_alive() and not busy.closed  # a frame is at the old one
+        busy.go_on.set()
+        user.join(SOON)
+        assert not user.is_alive() and busy.closed and pipeline.detector is new
+        camera.feed(frame(1))
+        camera.end()
+        runner.join(SOON)
+    assert [result.detections.names for result in results] == [["person", "car"], ["person"]]
+    assert pipeline.streams[0].error is None
+
+
+def test_a_result_may_change_the_detector(tiny_bundle: Path, results: list[Result]) -> None:
+    def note(result: Result) -> None:
+        results.append(result)
+        pipeline.detector = detector(tiny_bundle, ROWS[:1])
+
+    pipeline = Pipeline([clip("a", 3)], detector(tiny_bundle), on_result=note)
+    run(pipeline)
+    assert [len(result.detections) for result in results] == [2, 1, 1]
+
+
+def test_a_detector_of_another_network_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = tiny.bundle(tmp_path / "other.glmd")
+    spec = replace(bundle.manifest.preprocess, mean=(1.0,))
+    files = {name: bundle.path / name for name in bundle.manifest.sha256}
+    write_bundle(bundle.path, replace(bundle.manifest, preprocess=spec), files, overwrite=True)
+    old = detector(tiny_bundle)
+    with Pipeline([clip("a", 1)], old) as pipeline:
+        with pytest.raises(UsageError, match="wants other pictures"):
+            pipeline.detector = detector(bundle.path)
+        assert pipeline.detector is old
 
 
 def test_stop_and_close_while_a_camera_is_silent(tiny_bundle: Path) -> None:

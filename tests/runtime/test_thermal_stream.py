@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -19,7 +21,7 @@ from glmd_runtime.errors import FrameError, UsageError
 from glmd_runtime.looks import Looks, Statistics
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.shutter import LONGEST, ShutterEvent, ShutterWatch
-from glmd_runtime.thermal import Mode
+from glmd_runtime.thermal import Mode, Polarity
 from glmd_runtime.video.frame import Frame
 from tests import reference, tiny
 
@@ -305,6 +307,26 @@ def test_polarity_is_seen_in_the_warm_blooded(row: int, camera: Camera | None, k
     assert watched(person_and_car, found, camera=camera).keys() == kinds
 
 
+@pytest.mark.parametrize("said", ["white-hot", "black-hot", None])
+@pytest.mark.parametrize("model", ["white-hot", "black-hot"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_who_follows_the_advice_on_polarity_hears_no_more(raw: bool, model: Polarity, said: Polarity | None) -> None:
+    spec = replace(SPEC, intensity=Intensity(polarity=model))
+    found = Detections(np.array([[10, 10, 20, 30]]), np.ones(1), np.zeros(1), NAMES)
+
+    def delivered(index: int, inverted: bool) -> np.ndarray:
+        picture = 255 - person_and_car(index) if inverted else person_and_car(index)
+        return picture.astype(np.uint16) * 10 + np.uint16(index % 5) if raw else picture
+
+    warned = [watched(lambda i, x=x: delivered(i, x), found, spec, Camera(polarity=said)) for x in (False, True)]
+    assert [set(one) for one in warned].count({"polarity"}) == 1  # one of both is wrong
+    [(wrong, text)] = [(x, one["polarity"]) for x, one in zip((False, True), warned, strict=True) if one]
+    advice = re.search(r"Say polarity='(.*?)' for this camera", text)
+    assert advice and advice[1] != said and (f"instead of {said!r}" in text) == (said is not None)
+    camera = Camera(polarity=advice[1])  # type: ignore[arg-type]
+    assert watched(lambda i: delivered(i, wrong), found, spec, camera) == {}
+
+
 @pytest.mark.parametrize("kinds", [set(), {"polarity"}])
 def test_inverted_pictures_of_dogs_and_people_are_noticed(data: Path, kinds: set[str]) -> None:
     """The shipped model finds enough of them either way."""
@@ -324,6 +346,26 @@ def test_a_warning_comes_once_and_goes(caplog: pytest.LogCaptureFixture) -> None
         assert watched(lambda i: noise(i, mean=220), spec=spec).keys() == {"brightness"}
     assert len(caplog.records) == 1 and "in training 60 to 160" in caplog.text
     assert watched(lambda i: noise(i, mean=220 if i < 40 else 110), spec=spec, seconds=80) == {}
+
+
+def test_a_stream_at_the_limit_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    spec, changes = replace(SPEC, statistics=STATISTICS), list[bool]()
+    front_end = FrontEnd(spec, NAMES)
+    pictures = {bright: noise(0, mean=170 if bright else 150) for bright in (False, True)}
+
+    def hour(begin: int, bright: Callable[[int], bool]) -> None:
+        for second in range(begin, begin + 3600):
+            prepared = front_end.prepare(Frame(pictures[bright(second)], second, float(second)))
+            front_end.finish(prepared, Detections.empty(NAMES))
+            changes.append("brightness" in front_end.warnings)
+
+    with caplog.at_level(logging.WARNING, "glmd_runtime"):
+        hour(0, lambda second: second // 40 % 2 == 0)
+        assert sum(a != b for a, b in pairwise(changes)) > 60 and len(caplog.records) == 1
+        hour(3600, lambda second: False)
+        assert not changes[-1] and len(caplog.records) == 1
+        hour(7200, lambda second: True)
+        assert changes[-1] and len(caplog.records) == 2
 
 
 def test_statistics_travel_with_the_model() -> None:

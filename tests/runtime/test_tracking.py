@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -159,6 +160,40 @@ def test_a_track_changes_its_mind_when_it_was_wrong_for_long() -> None:
         vote.update(one, i / FPS)
     later = [int(vote.update(other, (300 + i) / FPS).class_ids[0]) for i in range(150)]
     assert later[0] == 0 and later[-1] == 1
+
+
+@KIND
+def test_a_held_frame_is_no_evidence(kind: str) -> None:
+    """A tracker that is given held frames says in all others what one says that is not."""
+    told, other, seen = Tracker(kind, FPS), Tracker(kind, FPS), found([])
+    for i in range(40):
+        rows = found([(2.0 * i, 10, int(i >= 20), 0.9), (2.0 * i, 100, 0, 0.9)][: 2 if i < 30 else 1])
+        if 20 <= i < 28:  # the shutter; what is held are the detections of frame 19
+            held = told.update(found([(38.0, 10, 1, 0.9), (38.0, 100, 0, 0.9)]), replace(frame(i), held="uniform"))
+            assert held.track_ids is not None and seen.track_ids is not None
+            assert held.track_ids.tolist() == seen.track_ids.tolist() == [0, 1] and held.names == seen.names
+        else:
+            seen, expected = told.update(rows, frame(i)), other.update(rows, frame(i))
+            assert seen.to_dict() == expected.to_dict()
+
+
+@KIND
+def test_what_is_held_before_anything_was_seen_is_not_followed(kind: str) -> None:
+    tracker = Tracker(kind, FPS)
+    for i in range(10):
+        came = tracker.update(found([(10, 10, 0, 0.9)]), replace(frame(i), held="frozen"))
+        assert came.track_ids is not None and came.track_ids.tolist() == [-1]
+
+
+def test_classes_may_come_and_go_while_a_track_goes_on() -> None:
+    tracker, classes = Tracker(fps=FPS), []
+    for i in range(120):
+        known, name = (NAMES, 1) if i < 10 or i >= 90 else ((*NAMES, "owl"), 2)
+        one = replace(found([(2.0 * i, 10, 0, 0.8)]), class_names=known, class_ids=np.array([name]))
+        came = tracker.update(one, frame(i))
+        assert came.class_names == known
+        classes.append(came.names[0])
+    assert classes[10] == "uav" and classes[89] == "owl" and set(classes[90:]) == {"uav"}
 
 
 @settings(max_examples=50, deadline=None)
