@@ -61,6 +61,15 @@ class View:
         self.port = self._server.server_port
         self.url = self._server.url if self.token == given else f"{self._server.url}?token={self.token}"
 
+    @property
+    def detector(self) -> Detector:
+        """Whose threshold the page sets, and whose classes it has colours for; set it together with the pipeline's."""
+        return self._server.detector
+
+    @detector.setter
+    def detector(self, detector: Detector) -> None:
+        self._server.detector = detector
+
     def publish(self, result: Result) -> None:
         """Show a result. Only remembers it, so that it takes no time."""
         self._screens[result.stream].show(result)

@@ -169,7 +169,7 @@ def _check_endings(args: argparse.Namespace) -> None:
 def _check_ends(sources: Sequence[str]) -> None:
     """A camera's outputs are complete when it is stopped; those of a scene without end never would be."""
     for source in sources:
-        if source.startswith("sim://") and not ((spec := parse_sim_uri(source)).frames or spec.live):
+        if source.lower().startswith("sim://") and not ((spec := parse_sim_uri(source)).frames or spec.live):
             raise UsageError(f"An output needs a source that ends; {source} never does. Give it frames=N.")
 
 

@@ -178,6 +178,13 @@ def test_the_threshold_acts_on_the_next_frame(site: Site) -> None:
         assert len(site.detector.run(image)) == count
 
 
+def test_the_page_is_told_of_another_detector(site: Site, tiny_bundle: Path) -> None:
+    site.view.detector = other = detector(tiny_bundle)
+    assert site.ask("/api/threshold", JSON, post={"value": 0.6})[0].status == 200
+    assert (other.score_threshold, site.detector.score_threshold) == (0.6, None)
+    assert json.loads(site.ask("/api/state")[1])["threshold"] == 0.6
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status"),
     [
