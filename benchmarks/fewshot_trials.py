@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -66,7 +68,7 @@ def main() -> None:
         "shots": given.shots, "seed": given.seed,
         "seconds": round(seconds), "pictures": len(records),
         **{f"pcb_{state}": values(records, [one[state] for one in found], classes) for state in ("off", "on")},
-        **conditions(f"python -m benchmarks.fewshot_trials --name {given.name}"),
+        **conditions(f"python -m benchmarks.fewshot_trials {shlex.join(sys.argv[1:])}"),
     }
     with (RESULTS / "fewshot_trials.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")

@@ -46,6 +46,8 @@ class Metrics:
         self.port = self._server.server_port
 
     def add(self, result: Result) -> None:
+        if result.frame.held:  # nothing was detected in it: its detections are those of the frame before
+            return
         for stage, seconds in result.seconds.items():
             self._latency.labels(result.stream, stage).observe(seconds)
         for name in result.detections.names:

@@ -50,8 +50,9 @@ class Result:
 class Stream:
     """One source within a pipeline. What is public may be read from any thread.
 
-    name   the source's, with a number where two have the same
-    error  what ended it, if that was an error
+    name    the source's, with a number where two have the same
+    error   what ended it, if that was an error
+    frames  how many were detected in; those of a closed shutter are in `held`
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Stream:
             return None
         seconds = {**seconds, "total": sum(seconds.values())}
         with self._changed:
-            self.frames += 1
+            self.frames += prepared.picture is not None
             self._last = monotonic()
             self._recent.append((self._last, seconds["total"]))
             self._forget()  # here too, as nobody may ever ask

@@ -49,8 +49,9 @@ class Outputs:
 
     def add(self, result: Result) -> None:
         self._frames += 1
-        self._detections += len(result.detections)
-        self._milliseconds.append(result.seconds["detect"] * 1000)
+        if not result.frame.held:  # of a closed shutter: its detections are those of the frame before
+            self._detections += len(result.detections)
+            self._milliseconds.append(result.seconds["detect"] * 1000)
         if self._best is None or result.detections.scores.sum() > self._best.detections.scores.sum():
             self._best = result
         if self._recorder:

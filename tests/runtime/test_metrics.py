@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.request import urlopen
@@ -14,6 +15,7 @@ from glmd_runtime.errors import UnsupportedError, UsageError
 from glmd_runtime.listen import Address, parse_address
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
+from glmd_runtime.video.source import Source
 from tests.runtime.streams import Camera, clip, detector, frame
 
 HERE = Address("127.0.0.1", 0)
@@ -46,6 +48,24 @@ def test_what_was_counted_is_served(tiny_bundle: Path) -> None:
         assert values["glmd_latency_seconds_sum", "clip", stage] > 0
     assert values["glmd_latency_seconds_count", "wait", name] == 1  # only cameras have one
     assert ("glmd_latency_seconds_count", "clip", "wait") not in values
+
+
+def test_frames_of_a_closed_shutter_are_not_counted_as_detected_in(tiny_bundle: Path) -> None:
+    prometheus = pytest.importorskip("prometheus_client.parser")
+    frozen = Source("clip", 25.0, 4, (replace(frame(0), index=i, time=i / 25) for i in range(4)))
+    with Pipeline([frozen], detector(tiny_bundle), on_result=lambda r: metrics.add(r)) as pipeline:
+        metrics = Metrics(pipeline.streams, HERE)
+        with metrics:
+            pipeline.run()
+            text = answer_to(metrics.port, "/metrics")[2]
+    values = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in prometheus.text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert values["glmd_frames_total", "clip"] == 1 and values["glmd_held_total", "clip", "frozen"] == 3
+    assert values["glmd_detections_total", "clip", "person"] == 1
+    assert values["glmd_latency_seconds_count", "clip", "detect"] == 1
 
 
 def answer_to(port: int, path: str, **headers: str) -> tuple[int, str, str]:
