@@ -18,7 +18,6 @@ import pytest
 
 from glmd_runtime.errors import GlmdError
 from glmd_runtime.video.decoding import import_av
-from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.source import Source
 from glmd_runtime.video.sources import open_source
 from glmd_runtime.video.status import Status
@@ -79,18 +78,20 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 
 class Watch:
-    """Reads a source in a thread, and keeps of each frame what the tests ask: size, least value, age, index."""
+    """Reads a source in a thread, and keeps of each frame what the tests ask: size, darkest value, age, index."""
 
-    def __init__(self, uri: str, **options: Any) -> None:
+    def __init__(self, uri: str, darkest: Callable[[np.ndarray], Any] = np.min, **options: Any) -> None:
         self.said: list[Status] = []
-        self.frames: list[tuple[tuple[int, ...], int, float, int]] = []
+        self.frames: list[tuple[tuple[int, ...], float, float, int]] = []
+        self._darkest = darkest
         self.source: Source = open_source(uri, on_status=self.said.append, **options)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         for frame in self.source:
-            self.frames.append(_seen(frame))
+            seen = float(self._darkest(frame.image)), time.monotonic() - frame.captured
+            self.frames.append((frame.image.shape, *seen, frame.index))
 
     def states(self) -> list[str]:
         return [status.state for status in self.said]
@@ -115,12 +116,8 @@ class Watch:
         assert time.monotonic() - began < 1.0
         self._thread.join(1)
         assert not self._thread.is_alive() and self.said[-1].state == "ended"
-        assert min((least for _, least, _, _ in self.frames), default=255) > BLACK, "no camera sent this frame"
+        assert min((dark for _, dark, _, _ in self.frames), default=255) > BLACK, "no camera sent this frame"
         assert max((age for _, _, age, _ in self.frames), default=0.0) < 0.6, "an old frame was served"
-
-
-def _seen(frame: Frame) -> tuple[tuple[int, ...], int, float, int]:
-    return frame.image.shape, int(frame.image.min()), time.monotonic() - frame.captured, frame.index
 
 
 def address(port: int, query: str = "?timeout=1.5") -> str:
@@ -183,7 +180,8 @@ def test_another_size_in_the_middle(proxy: Proxy, server: Server) -> None:
 
 
 def test_garbage_is_counted_and_not_served(proxy: Proxy) -> None:
-    with Watch(address(proxy.port)) as watch:
+    """H.264 has no checksum: a wrong byte can decode to some dark pixels, but no picture is black as a whole."""
+    with Watch(address(proxy.port), darkest=np.mean) as watch:
         watch.more()
         proxy.garbage = 0.1
         watch.until(lambda: watch.source.drops["corrupt"] > 5 or watch.states().count("lost") > 1)
