@@ -102,8 +102,8 @@ def draw(data: Path, out: Path, seed: int, shots: Sequence[int] = SHOTS) -> dict
 def configuration(method: Method, base: Path, files: Sequence[Path], output: Path, seed: int) -> TrainConfig:
     """The method's recipe on the drawn files."""
     train = [DatasetConfig(annotations=file) for file in files]
-    config = fine_tuning(method.recipe, load_checkpoint(base), base, CLASSES, train, output, seed=seed)
-    return config.model_copy(update={"model": config.model.model_copy(update=dict(method.changes))})
+    changes = {"seed": seed, "model": dict(method.changes)}
+    return fine_tuning(method.recipe, load_checkpoint(base), base, CLASSES, train, output, **changes)
 
 
 def test_list(data: Path, splits: dict[str, Path]) -> tuple[list[Record], list[bool]]:

@@ -28,13 +28,15 @@ def fine_tuning(
 ) -> TrainConfig:
     """The configuration of one fine-tuning.
 
-    Args: recipe, one of `recipe_names()`; base, what `weights` holds; changes, of single keys: seed, iterations ...
+    Args: recipe, one of `recipe_names()`; base, what `weights` holds; changes, of single keys: seed, iterations ...; of
+        `model` only the keys that change.
     """
     path = FOLDER / f"{recipe}.yaml"
     values = read_yaml(path)
     spec = base.preprocess
     crop_hw = [max(32, edge * 3 // 4 // 32 * 32) for edge in spec.size_hw]  # more pictures a second than whole ones
-    network = {**base.config.model_dump(mode="json"), "class_names": class_names, **values.pop("model", {})}
+    switches = {**values.pop("model", {}), **changes.pop("model", {})}
+    network = {**base.config.model_dump(mode="json"), "class_names": class_names, **switches}
     own: dict[str, Any] = {
         "model": network,
         "preprocess": {
