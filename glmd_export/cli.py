@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glmd_runtime.verify import VerifyReport
     from glmd_train.checkpoint import Checkpoint
 
-ENGINES = ("openvino", "tensorrt_rtx", "tensorrt")
+ENGINES = ("onnxruntime", "openvino", "tensorrt_rtx", "tensorrt")
 _EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 usage, 3 the answers differ or INT8 costs too much (no bundle is left), "
     "4 the precision was not honoured, 5 unsupported here"
@@ -78,7 +78,8 @@ def _add_engines(group: argparse._ArgumentGroup) -> None:
     add("--pcb", action="store_true", help="calibrate scores on the device with the checkpoint's prototypes")
     add("--enroll", action="store_true", help="let Detector.enroll teach classes on the device, from a few boxes")
     add("--engines", nargs="+", choices=ENGINES, metavar="NAME",
-        help=f"build for these or fail: {', '.join(ENGINES)} (default: all that are possible here)")
+        help=f"build for these or fail: {', '.join(ENGINES)} (default: all that are possible here); onnxruntime "
+             "alone: model.onnx, which every backend reads, and the smallest bundle")
     add("--data", type=Path, nargs="+", default=[], metavar="JSON",
         help="COCO annotation files: AP of every engine that can run here against PyTorch's")
     add("--max-drop", type=float, default=1.0, metavar="POINTS", help="AP that INT8 may cost, 0..100 (default: 1)")

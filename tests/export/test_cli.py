@@ -196,6 +196,12 @@ def test_what_cannot_be_built_here_is_not_run_unless_it_was_asked_for(
     assert set(open_bundle(output).manifest.engines) == {"model.onnx"}
 
 
+def test_a_bundle_of_the_graph_alone(checkpoint_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.glmd"
+    assert cli.main(["--ckpt", str(checkpoint_file), "-o", str(output), "--engines", "onnxruntime"]) == 0
+    assert set(open_bundle(output).manifest.engines) == {"model.onnx"}
+
+
 def test_a_disk_that_is_full_leaves_nothing(checkpoint_file: Path, tmp_path: Path) -> None:
     """As a limit on the size of files, which fails in the same calls."""
     def limit() -> None:
