@@ -122,11 +122,12 @@ class Mp4Sink:
     A file holds pictures of one size. Where a camera changes, the file is completed, and it goes on in NAME-2.mp4,
     NAME-3.mp4 ..., of which none is overwritten.
 
-    Args: path ending in .mp4; fps, pictures a second.
+    Args: path ending in .mp4; fps, pictures a second; at_once, whether the file is there from its first picture on, and
+        whatever ends the run it can be played, but for the last dozens of pictures.
     """
 
-    def __init__(self, path: str | Path, fps: float) -> None:
-        self.path, self.fps = Path(path), fps
+    def __init__(self, path: str | Path, fps: float, *, at_once: bool = False) -> None:
+        self.path, self.fps, self._at_once = Path(path), fps, at_once
         self.paths: list[Path] = []
         if self.path.suffix.lower() != ".mp4":
             raise UsageError(f"A video's name must end in .mp4; got {path}.")
@@ -152,7 +153,7 @@ class Mp4Sink:
 
     def _begin(self, path: Path) -> None:
         with ExitStack() as stack:
-            self._part = stack.enter_context(_Mp4Part(path, self.fps))
+            self._part = stack.enter_context(_Mp4Part(path, self.fps, self._at_once))
             self._stack = stack.pop_all()
         self.paths.append(path)
 
@@ -164,8 +165,8 @@ class Mp4Sink:
 class _Mp4Part:
     """One file, of pictures of one size; `hw` is that of the first."""
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path, self.fps = path, fps
+    def __init__(self, path: Path, fps: float, at_once: bool) -> None:
+        self.path, self.fps, self._at_once = path, fps, at_once
         self.hw: tuple[int, int] | None = None
         self._stream: Any = None
         self._tick = -1  # the last picture's time, in 1 / TICKS seconds
@@ -173,9 +174,12 @@ class _Mp4Part:
 
     def __enter__(self) -> _Mp4Part:
         av = import_av()
+        # In fragments, each complete, until the end makes one table of all; FFmpeg 7.1 can do both in one file.
+        options = {"movflags": "hybrid_fragmented", "flush_packets": "1"} if self._at_once else {}
         with ExitStack() as stack:
-            partial = stack.enter_context(whole_file(self.path))
-            self._container = stack.enter_context(av.open(str(partial), "w", format="mp4"))
+            self._naming = stack.enter_context(ExitStack())
+            partial = self._naming.enter_context(whole_file(self.path))
+            self._container = stack.enter_context(av.open(str(partial), "w", format="mp4", options=options))
             stack.push(self._flush)
             self._stack = stack.pop_all()
         return self
@@ -186,6 +190,9 @@ class _Mp4Part:
         h, w = picture.shape[:2]
         if self._stream is None:
             self._stream, self.hw = self._add_stream((h, w)), (h, w)
+            if self._at_once:
+                self._container.start_encoding()  # which opens the file
+                self._naming.close()
         # H.264 halves the colour's resolution, so that both sides must be even.
         padded = np.pad(picture, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(padded, format="bgr24")
@@ -204,6 +211,8 @@ class _Mp4Part:
         rate = Fraction(self.fps).limit_denominator(1001)
         stream = self._container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
+        if self._at_once:
+            stream.codec_context.gop_size = max(1, round(self.fps))  # a fragment ends before a key frame
         stream.height, stream.width = (side + side % 2 for side in hw)
         stream.codec_context.time_base = Fraction(1, TICKS)  # a camera's own rate is known only when it has come
         return stream
@@ -212,5 +221,5 @@ class _Mp4Part:
         """Encode what the encoder still holds, unless the file is thrown away anyway."""
         if error_type is None and self._stream is None:
             raise FrameError(f"A video needs at least one picture; none was written to {self.path}.")
-        if error_type is None:
+        if self._stream and (self._at_once or error_type is None):
             self._container.mux(self._stream.encode(None))

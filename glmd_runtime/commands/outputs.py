@@ -35,17 +35,21 @@ class Outputs:
         self._best: Result | None = None
 
     def __enter__(self) -> Outputs:
-        fps = self.stream.source.fps
         with ExitStack() as stack:
             self._lines = self._json_sink(path) if (path := self._given.get("json")) else None
             stack.enter_context(self._lines or nullcontext())
-            self._video = stack.enter_context(Mp4Sink(path, fps)) if (path := self._given.get("save")) else None
-            self._recorder = stack.enter_context(Recorder(path, fps)) if (path := self._given.get("record")) else None
+            self._video = self._video_sink(path) if (path := self._given.get("save")) else None
+            stack.enter_context(self._video or nullcontext())
+            self._recorder = Recorder(path, self.stream.source.fps) if (path := self._given.get("record")) else None
+            stack.enter_context(self._recorder or nullcontext())
             self._stack = stack.pop_all()
         return self
 
     def _json_sink(self, path: Path) -> JsonlSink | StdoutSink:
         return StdoutSink(self.stream.name) if path == STDOUT else JsonlSink(path, at_once=self.stream.live)
+
+    def _video_sink(self, path: Path) -> Mp4Sink:
+        return Mp4Sink(path, self.stream.source.fps, at_once=self.stream.live)
 
     def add(self, result: Result) -> None:
         self._frames += 1

@@ -97,6 +97,22 @@ def test_a_video_goes_on_in_another_file_where_a_camera_changes(tmp_path: Path) 
 
 
 @needs_av
+def test_a_video_at_once_can_be_played_wherever_it_is_cut_off(tmp_path: Path) -> None:
+    path, cut = tmp_path / "o.mp4", tmp_path / "cut.mp4"
+    path.write_text("from yesterday")
+    noise = np.random.default_rng(0).integers(0, 255, (90, 64, 64, 3), np.uint8)
+    with pytest.raises(KeyboardInterrupt), Mp4Sink(path, 30, at_once=True) as sink:
+        assert path.read_text() == "from yesterday"
+        for picture in noise:
+            sink.write(picture)
+        cut.write_bytes(path.read_bytes())
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.mp4", "o.mp4"]
+    with open_source(cut) as before, open_source(path) as whole:
+        assert 30 < sum(1 for _ in before) < 90 == sum(1 for _ in whole)
+
+
+@needs_av
 def test_an_error_costs_the_file_that_is_not_complete(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Mp4Sink(tmp_path / "o.mp4", 10) as sink:
         sink.write(np.zeros((64, 64, 3), np.uint8))
