@@ -1,18 +1,21 @@
-"""Tables and plot of thermal-fs from its runs, written between the marks of docs/few-shot.md."""
+"""Tables and plot of thermal-fs from its runs, written between the marks of docs/few-shot.md and docs/enroll.md."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import RESULTS
 from benchmarks.fewshot_runs import CLASSES, MAIN, METHODS, SHOTS, WITHOUT, Key, Method
 from glmd_runtime.sinks import whole_file
 from glmd_train.intervals import Interval, run_interval
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, PLOT = ROOT / "docs" / "few-shot.md", ROOT / "docs" / "images" / "fewshot.png"
+ENROLL = ROOT / "docs" / "enroll.md"
 OURS = "default"
 Runs = dict[Key, dict[str, Any]]
 Value = Callable[[dict[str, Any]], float]
@@ -23,20 +26,26 @@ def write_report(runs: Runs) -> None:
         "main": main_table(runs), "pairs": pair_table(runs), "classes": class_table(runs),
         "pcb": pcb_table(runs), "without": without_table(runs),
     }
-    text = DOCUMENT.read_text()
+    write_tables(DOCUMENT, tables)
+    enrolled = json.loads((RESULTS / "enroll.json").read_text())["runs"]
+    write_tables(ENROLL, {"against_teach": enroll_table(runs, enrolled)})
+    plot(runs)
+    print(f"Written: {DOCUMENT}, {ENROLL}, {PLOT}")
+
+
+def write_tables(document: Path, tables: dict[str, list[str]]) -> None:
+    text = document.read_text()
     for name, rows in tables.items():
         text = between_marks(text, name, "\n".join(rows))
-    with whole_file(DOCUMENT) as partial:
+    with whole_file(document) as partial:
         partial.write_text(text)
-    plot(runs)
-    print(f"Written: {DOCUMENT}, {PLOT}")
 
 
 def between_marks(text: str, name: str, content: str) -> str:
     """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"{DOCUMENT} lacks the marks <!-- {name} --> and <!-- /{name} -->")
+        raise ValueError(f"The document lacks the marks <!-- {name} --> and <!-- /{name} -->")
     return pattern.sub(lambda marks: f"{marks[1]}{content}\n{marks[2]}", text)
 
 
@@ -134,6 +143,21 @@ def without_table(runs: Runs) -> list[str]:
     without = said([row["pcb_off"]["all"]["ap"] for row in whole])
     gain = signed(run_interval(losses) if len(losses) > 1 else None)
     lines.append(f"| without PCB | {without} | {gain} | {len(whole)} |")
+    return lines
+
+
+def enroll_table(runs: Runs, enrolled: Sequence[dict[str, Any]]) -> list[str]:
+    """`Detector.enroll` beside the default recipe: nAP50 on the val lists, over the draws that both have."""
+    lines = ["| boxes of each class | `enroll` | `teach` | `teach` minus `enroll` | draws |",
+             "| --- | --- | --- | --- | --- |"]
+    for shots in SHOTS:
+        taught = {s: row["pcb_off"]["val"]["ap50"] for s, row in of(runs, MAIN, OURS, shots).items()}
+        pairs = [(row["nap50"], taught[row["seed"]]) for row in enrolled
+                 if row["shots"] == shots and row["seed"] in taught]
+        gains = [b - a for a, b in pairs]
+        gain = signed(run_interval(gains) if len(gains) > 1 else None)
+        means = " | ".join(said(column) for column in zip(*pairs, strict=True)) if pairs else "not run | not run"
+        lines.append(f"| {shots} | {means} | {gain} | {len(pairs)} |")
     return lines
 
 

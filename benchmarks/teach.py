@@ -55,7 +55,8 @@ def lesson(given: argparse.Namespace, seed: int) -> dict[str, Any]:
     command("glmd_export", "--ckpt", model, "-o", bundle)
     scores = command("glmd_train", "eval", "--engine", bundle, "--data", val, "--json")
     command_line = f"python -m benchmarks.teach --set {given.set} --classes {' '.join(given.classes)} --seeds {seed}"
-    return {"report": report, "scores": scores, **conditions(command_line)}
+    [one] = scores.values()
+    return {"report": report, "scores": {**one, "data": f"{given.set}/val.json"}, **conditions(command_line)}
 
 
 def joined(files: Sequence[Path]) -> dict[str, Any]:
