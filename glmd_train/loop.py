@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -69,26 +69,8 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     with progress_bar(fabric.is_global_zero) as bar:
         task = bar.add_task("", total=config.iterations, completed=first)
         for iteration, parts in enumerate(in_parts(loader, config.accumulate), start=first):
-            torch.manual_seed(seed_of(config.seed, iteration, fabric.global_rank))  # of the dropout
             set_rate(optimizer, iteration, config)
-            sums: dict[str, torch.Tensor] = {}
-            for number, (images, valid_hw, targets) in enumerate(parts):
-                with fabric.no_backward_sync(wrapped, enabled=number + 1 < config.accumulate):
-                    targets = [target.to(fabric.device) for target in targets]
-                    losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
-                    fabric.backward(torch.stack(list(losses.values())).sum() / config.accumulate)
-                for name, loss in losses.items():
-                    sums[name] = sums.get(name, 0) + loss.detach() / config.accumulate
-            values = mean_over_processes(fabric, sums)
-            # Without a limit this only measures: the factor on the gradients is then 1.
-            limit = config.clip_norm or math.inf
-            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
-            if not np.isfinite([*values.values(), norm.item()]).all():
-                images = [target.name for *_, targets in parts for target in targets]
-                raise not_finite(iteration, {**values, "gradient norm": norm.item()}, images)
-            optimizer.step()
-            optimizer.zero_grad()
-
+            values = train_step(fabric, wrapped, optimizer, parts, config, iteration)
             bar.update(task, advance=1, description=" ".join(f"{n} {v:.3f}" for n, v in values.items()))
             done = iteration + 1
             if not fabric.is_global_zero:
@@ -111,6 +93,35 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
         save_checkpoint(folder.model, checkpoint)
     fabric.print(f"Trained: {folder.model}")
     return folder.model
+
+
+def train_step(
+    fabric: Fabric, wrapped: Any, optimizer: Any, parts: Sequence[Batch], config: TrainConfig, iteration: int
+) -> dict[str, float]:
+    """One step of the optimizer on the batches of one iteration.
+
+    Returns: the losses by name, means over the parts and processes.
+    Raises: GlmdError when a loss or gradient is not finite; the weights are then as before.
+    """
+    torch.manual_seed(seed_of(config.seed, iteration, fabric.global_rank))  # of the dropout
+    sums: dict[str, torch.Tensor] = {}
+    for number, (images, valid_hw, targets) in enumerate(parts):
+        with fabric.no_backward_sync(wrapped, enabled=number + 1 < config.accumulate):
+            targets = [target.to(fabric.device) for target in targets]
+            losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
+            fabric.backward(torch.stack(list(losses.values())).sum() / config.accumulate)
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0) + loss.detach() / config.accumulate
+    values = mean_over_processes(fabric, sums)
+    # Without a limit this only measures: the factor on the gradients is then 1.
+    limit = config.clip_norm or math.inf
+    norm = fabric.clip_gradients(wrapped, optimizer, max_norm=limit, error_if_nonfinite=False)
+    if not np.isfinite([*values.values(), norm.item()]).all():
+        images = [target.name for *_, targets in parts for target in targets]
+        raise not_finite(iteration, {**values, "gradient norm": norm.item()}, images)
+    optimizer.step()
+    optimizer.zero_grad()
+    return values
 
 
 def start_fabric(config: TrainConfig) -> Fabric:
