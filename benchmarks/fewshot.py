@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.common import conditions
 from benchmarks.fewshot_bases import base_path
 from benchmarks.fewshot_report import write_report
-from benchmarks.fewshot_runs import CLASSES, METHODS, NOVEL, SHOTS, Key, Method, add_run, keys, method_of, read_runs
+from benchmarks.fewshot_runs import CLASSES, METHODS, NOVEL, SHOTS, Key, add_run, keys, method_of, read_runs
 from glmd_export.onnx_export import export_onnx, export_pcb
 from glmd_runtime import backends
 from glmd_runtime.detections import Detections
@@ -74,7 +74,7 @@ def run(key: Key, data: Path) -> dict[str, Any]:
         files = [split / f"full_box_{key.shots}shot_*_trainval.json" for split in splits.values()]
         base = base_path(method.base)
         began = time.monotonic()
-        checkpoint = load_checkpoint(fit(configuration(method, base, files, folder / "run", key.seed)))
+        checkpoint = load_checkpoint(fit(configuration(key, base, files, folder / "run")))
         seconds = time.monotonic() - began
         support = load_coco_files(files, CLASSES)
         checkpoint = add_pcb(checkpoint, load_classifier(), support)
@@ -99,11 +99,12 @@ def draw(data: Path, out: Path, seed: int, shots: Sequence[int] = SHOTS) -> dict
     return {name: out / name / f"seed{seed}" for name in NOVEL}
 
 
-def configuration(method: Method, base: Path, files: Sequence[Path], output: Path, seed: int) -> TrainConfig:
+def configuration(key: Key, base: Path, files: Sequence[Path], output: Path) -> TrainConfig:
     """The method's recipe on the drawn files."""
+    method = method_of(key)
     train = [DatasetConfig(annotations=file) for file in files]
-    changes = {"seed": seed, "model": dict(method.changes)}
-    return fine_tuning(method.recipe, load_checkpoint(base), base, CLASSES, train, output, **changes)
+    changes = {"seed": key.seed, "model": dict(method.changes)}
+    return fine_tuning(method.recipe, load_checkpoint(base), base, CLASSES, train, output, shots=key.shots, **changes)
 
 
 def test_list(data: Path, splits: dict[str, Path]) -> tuple[list[Record], list[bool]]:

@@ -54,7 +54,8 @@ def main() -> None:
         files = [split / f"full_box_{given.shots}shot_*_trainval.json" for split in splits.values()]
         train = [DatasetConfig(annotations=file) for file in files]
         model = load_checkpoint(base)
-        config = fine_tuning(given.recipe, model, base, classes, train, folder / "run", seed=given.seed, **changes)
+        changed = {"shots": given.shots, "seed": given.seed, **changes}
+        config = fine_tuning(given.recipe, model, base, classes, train, folder / "run", **changed)
         began = time.monotonic()
         checkpoint = load_checkpoint(fit(config))
         seconds = time.monotonic() - began

@@ -10,11 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.config import DatasetConfig, TrainConfig, read_yaml, validated
 
 FOLDER = Path(__file__).parent / "configs" / "recipes"
 DEFAULT = "default"
+FEW = (1, 10)  # boxes of each class for which a recipe says how long to train
 
 
 def recipe_names() -> list[str]:
@@ -24,12 +27,12 @@ def recipe_names() -> list[str]:
 
 def fine_tuning(
     recipe: str, base: Checkpoint, weights: Path, class_names: tuple[str, ...], train: list[DatasetConfig],
-    output: Path, **changes: Any,
+    output: Path, *, shots: float, **changes: Any,
 ) -> TrainConfig:
     """The configuration of one fine-tuning.
 
-    Args: recipe, one of `recipe_names()`; base, what `weights` holds; changes, of single keys: seed, iterations ...; of
-        `model` only the keys that change.
+    Args: recipe, one of `recipe_names()`; base, what `weights` holds; shots, boxes of each class, on which the number
+        of iterations depends; changes, of single keys: seed, iterations ...; of `model` only the keys that change.
     """
     path = FOLDER / f"{recipe}.yaml"
     values = read_yaml(path)
@@ -47,5 +50,6 @@ def fine_tuning(
         "weights": weights.resolve(),
         "train": train,
         "output": output,
+        "iterations": round(float(np.interp(shots, FEW, values["iterations"]))),
     }
     return validated(TrainConfig, {**values, **own, **changes}, path)

@@ -133,11 +133,11 @@ def teach(
         for number, tested in enumerate(folds([r.labels for r in lesson.records], len(lesson.class_names)), start=1):
             step(f"train without {len(tested)} of {len(lesson.records)} pictures, to choose thresholds on them")
             rest = [i for i in range(len(lesson.records)) if i not in tested]
-            predict = torch_predict(school.train(f"without_{number}", rest, FOLDS), LOWEST)
+            predict = torch_predict(school.train(f"without_{number}", rest), LOWEST)
             for i, one in zip(tested, detect(predict, [lesson.records[i] for i in tested]), strict=True):
                 found[i] = one
         step(f"train on all {len(lesson.records)} pictures")
-        checkpoint = school.train("all", list(range(len(lesson.records))), 1)
+        checkpoint = school.train("all", list(range(len(lesson.records))))
     step("choose thresholds and add prototypes")
     quiet = [torch_predict(checkpoint, LOWEST)(read_picture(path)) for path in quiet_frames(lesson.background)]
     rows = _held_out(lesson, found)
@@ -209,8 +209,8 @@ class _School:
     recipe: str
     seed: int
 
-    def train(self, name: str, numbers: list[int], part: int) -> Checkpoint:
-        """A model of the pictures with these numbers, in one `part`-th of the recipe's iterations."""
+    def train(self, name: str, numbers: list[int]) -> Checkpoint:
+        """A model of the pictures with these numbers."""
         lesson, base = self.lesson, load_checkpoint(self.lesson.base)
         train = [DatasetConfig(annotations=self._labels(name, numbers))]
         frames = lesson.background[: len(lesson.background) // 2]
@@ -218,8 +218,9 @@ class _School:
             weight = BACKGROUND_PART / (1 - BACKGROUND_PART) * len(numbers) / len(frames)
             train.append(DatasetConfig(annotations=self._background(name, frames), weight=weight))
         output = self.scratch / name
-        config = fine_tuning(self.recipe, base, lesson.base, lesson.class_names, train, output, seed=self.seed)
-        path = fit(config.model_copy(update={"iterations": max(1, config.iterations // part)}))
+        shots = sum(len(lesson.records[i].boxes) for i in numbers) / len(lesson.class_names)
+        names, seed = lesson.class_names, self.seed
+        path = fit(fine_tuning(self.recipe, base, lesson.base, names, train, output, shots=shots, seed=seed))
         self.log.mkdir(parents=True, exist_ok=True)
         with whole_file(self.log / f"{name}.jsonl") as partial:
             partial.write_text((output / "log.jsonl").read_text())

@@ -23,7 +23,7 @@ from tests.train.squares import draw_squares
 
 QUICK = """
 predictor: reset
-iterations: 60
+iterations: [60, 60]
 batch_size: 2
 warmup: 5
 learning_rate: 0.002
