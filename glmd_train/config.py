@@ -51,7 +51,6 @@ class ModelConfig(_Strict):
     resnet          of the ResNet trunks only
     published_batching  the published training where it is odd: context modelling over all images of a batch, rows of
                     the CA loss in slices, the attention's input bias decaying as a weight
-    hard_background  half of the ROI head's background overlaps an object: fewer parts found beside the whole
     rpn_loss, roi_loss  "ca" is the confusion-aware loss of the published fine-tuning, "ce" the usual cross entropy
     """
 
@@ -81,7 +80,6 @@ class ModelConfig(_Strict):
     rpn_gradient: float = Field(1.0, ge=0, le=1)
     roi_gradient: float = Field(1.0, ge=0, le=1)
     cls_dropout: float = Field(0.0, ge=0, lt=1)
-    hard_background: bool = False
     rpn_loss: Literal["ce", "ca"] = "ce"
     roi_loss: Literal["ce", "ca"] = "ce"
 

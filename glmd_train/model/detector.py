@@ -73,7 +73,6 @@ def build_model(config: ModelConfig) -> GLMDNet:
     predictor = BoxPredictor(res5.channels, len(config.class_names), config.crd, config.cls_dropout)
     roi_heads = ROIHeads(
         res5, predictor, stride=config.stride, bins=config.bins, batch=config.roi_batch,
-        hard_background=config.hard_background,
         confusion_aware=config.roi_loss == "ca", published_slices=config.published_batching,
     )
     return GLMDNet(

@@ -67,25 +67,16 @@ def _mask_ignored(kind: Tensor, candidates: Tensor, target: Target) -> Tensor:
     return kind
 
 
-def sample(
-    kind: Tensor, number: int, positive_fraction: float, key: int = 0, *, hard: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def sample(kind: Tensor, number: int, positive_fraction: float, key: int = 0) -> tuple[Tensor, Tensor]:
     """Draw at most `number` candidates, at most `positive_fraction` of them objects: indices of objects, background.
 
     The same `key` draws the same, on every device.
-    Args: kind (P,), as `match` gives it; hard (P,) bool: background of which half of the background is drawn, if there
-        is so much.
     """
     positive, negative = torch.nonzero(kind == 1)[:, 0], torch.nonzero(kind == 0)[:, 0]
     n_positive = min(len(positive), int(number * positive_fraction))
     n_negative = min(len(negative), number - n_positive)
     generator = torch.Generator().manual_seed(key)  # of the CPU, as each device draws other numbers
-    positive = _draw(positive, n_positive, generator)
-    if hard is None:
-        return positive, _draw(negative, n_negative, generator)
-    hardest = _draw(negative[hard[negative]], n_negative // 2, generator)
-    others = negative[~torch.isin(negative, hardest)]
-    return positive, torch.cat([hardest, _draw(others, n_negative - len(hardest), generator)])
+    return _draw(positive, n_positive, generator), _draw(negative, n_negative, generator)
 
 
 def _draw(indices: Tensor, number: int, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_iou, roi_align
+from torchvision.ops import roi_align
 
 from glmd_train.model.anchors import clip_boxes, decode, encode
 from glmd_train.model.losses import (
@@ -20,7 +20,6 @@ from glmd_train.model.matching import Target, match, sample
 ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 POSITIVE_FRACTION = 0.25
 MATCH_IOU = 0.5
-HARD_IOU = 0.1  # background that overlaps an object by so much is hard
 
 
 class Gate(nn.Module):
@@ -62,18 +61,15 @@ class ROIHeads(nn.Module):
 
     confusion_aware: the loss leaves out the class that a background row is taken for (`losses.confusing_class`);
     published_slices: with the published code's account of which row is of which image.
-    hard_background: half of the background that is trained on overlaps an object (Fast R-CNN, Girshick 2015, took no
-        other): else a part, as a head, is found as a second object beside the whole.
     """
 
     def __init__(
         self, res5: nn.Module, predictor: BoxPredictor, *, stride: int, bins: int, batch: int,
-        hard_background: bool = False, confusion_aware: bool = False, published_slices: bool = False,
+        confusion_aware: bool = False, published_slices: bool = False,
     ) -> None:
         super().__init__()
         self.res5, self.predictor = res5, predictor
         self.stride, self.bins, self.batch = stride, bins, batch
-        self.hard_background = hard_background
         self.confusion_aware, self.published_slices = confusion_aware, published_slices
 
     def forward(self, features: Tensor, proposals: Tensor, valid_hw: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,10 +110,7 @@ class ROIHeads(nn.Module):
         """One image: sampled boxes (S, 4), their labels (S,) with K for background, their objects' boxes (S, 4)."""
         boxes = torch.cat([proposals, target.boxes])
         index, kind = match(boxes, target, MATCH_IOU, MATCH_IOU, keep_best=False)
-        hard = None
-        if self.hard_background and len(target.boxes):
-            hard = box_iou(boxes, target.boxes).amax(dim=1) >= HARD_IOU
-        positive, negative = sample(kind, self.batch, POSITIVE_FRACTION, 2 * target.key + 1, hard=hard)
+        positive, negative = sample(kind, self.batch, POSITIVE_FRACTION, 2 * target.key + 1)
         chosen = torch.cat([positive, negative])
         background = self.predictor.cls_score.out_features - 1
         labels = torch.full((len(chosen),), background, device=boxes.device)

@@ -96,20 +96,6 @@ def test_sample_respects_number_fraction_and_kind(kinds: list[int], number: int)
     assert len(set(positive.tolist())) == len(positive) and len(set(negative.tolist())) == len(negative)
 
 
-@settings(deadline=None)
-@given(
-    rows=st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.booleans()), max_size=60), number=st.integers(1, 40),
-)
-def test_half_of_the_background_is_hard_where_there_is_so_much(rows: list[tuple[int, bool]], number: int) -> None:
-    kind, hard = torch.tensor([k for k, _ in rows], dtype=torch.int64), torch.tensor([h for _, h in rows]).bool()
-    positive, negative = sample(kind, number, 0.25, hard=hard)
-    assert positive.tolist() == sample(kind, number, 0.25)[0].tolist()
-    assert (kind[negative] == 0).all() and len(set(negative.tolist())) == len(negative)
-    assert len(negative) == len(sample(kind, number, 0.25)[1])
-    there = int((hard & (kind == 0)).sum())
-    assert int(hard[negative].sum()) >= min(there, len(negative) // 2)
-
-
 def test_losses_of_nothing_are_zero() -> None:
     assert float(classification_loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 1)) == 0
     assert float(box_loss(torch.zeros(0, 4), torch.zeros(0, 4), 1)) == 0
