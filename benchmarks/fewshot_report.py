@@ -78,7 +78,7 @@ def difference(runs: Runs, table: str, shots: int, a: Method, b: Method, picture
 
 
 def signed(one: Interval | None) -> str:
-    return f"{one.value:+.1f} ({one.low:+.1f} to {one.high:+.1f})" if one else "not run"
+    return f"{one.value:+.1f} ({one.low:+.1f} to {one.high:+.1f})" if one else "fewer than 2 draws"
 
 
 def main_table(runs: Runs) -> list[str]:
