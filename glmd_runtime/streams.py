@@ -21,6 +21,7 @@ from glmd_runtime.video.source import Source
 from glmd_runtime.video.status import State, Status
 
 WINDOW = 5.0  # seconds that rate and latency look back
+MOST = 1000  # results that they look back at: an archive that runs at thousands a second must not fill memory
 LEAVE = 1.0  # seconds that a reader has to end in `close`
 
 
@@ -78,7 +79,7 @@ class Stream:
         self._ended: Status | None = None
         self._closed = False
         self._last = monotonic()
-        self._recent: deque[tuple[float, float]] = deque()  # (when, latency)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=MOST)  # (when, latency)
         self._reader: Thread | None = None
 
     @property
