@@ -23,6 +23,8 @@ from glmd_runtime.errors import FrameError, UsageError
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import Intensity
 
+Precision = Literal["32-true", "bf16-mixed"]
+
 
 class _Strict(BaseModel):
     """Unknown keys are errors: a misspelt option must not be an option that silently keeps its default."""
@@ -247,7 +249,7 @@ class TrainConfig(NetworkConfig):
     steps: tuple[int, ...] = ()
     warmup: int = Field(100, ge=0)
     clip_norm: PositiveFloat | None = 10.0
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     accelerator: str = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"
     nodes: PositiveInt = 1

@@ -23,6 +23,7 @@ from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, sa
 from glmd_train.config import TrainConfig
 from glmd_train.data.loaders import Batch, Slots, TrainingSet, collate, load_records, training_loader
 from glmd_train.evaluate import evaluate, torch_predict
+from glmd_train.machine import keep_freed_memory
 from glmd_train.model.backbone import load_imagenet
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.model.resnet import measure_statistics
@@ -42,6 +43,7 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     """
     folder = RunFolder(config.output)
     folder.check(config, resume)
+    keep_freed_memory()
     fabric = start_fabric(config)
     fabric.seed_everything(config.seed, verbose=False)
     names, spec = config.model.class_names, config.preprocess.spec()
@@ -108,7 +110,8 @@ def train_step(
     for number, (images, valid_hw, targets) in enumerate(parts):
         with fabric.no_backward_sync(wrapped, enabled=number + 1 < config.accumulate):
             targets = [target.to(fabric.device) for target in targets]
-            losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
+            with mixed_precision(fabric.device, config):
+                losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
             fabric.backward(torch.stack(list(losses.values())).sum() / config.accumulate)
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0) + loss.detach() / config.accumulate
@@ -125,20 +128,22 @@ def train_step(
 
 
 def start_fabric(config: TrainConfig) -> Fabric:
-    """Devices, precision and processes as the configuration asks. Raises: UnsupportedError if they are not here."""
+    """Devices and processes as the configuration asks. Raises: UnsupportedError if they are not here."""
     try:
         fabric = Fabric(
-            accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes, precision=config.precision,
+            accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes,
             loggers=TensorBoardLogger(config.output, name="tensorboard", version=""),
         )
         fabric.launch()
     except (RuntimeError, ValueError, ModuleNotFoundError) as error:
-        asked = (
-            f"accelerator {config.accelerator!r}, devices {config.devices!r}, nodes {config.nodes}, "
-            f"precision {config.precision!r}"
-        )
+        asked = f"accelerator {config.accelerator!r}, devices {config.devices!r}, nodes {config.nodes}"
         raise UnsupportedError(f"Training cannot start with {asked} here: {error}") from error
     return fabric
+
+
+def mixed_precision(device: torch.device, config: TrainConfig) -> torch.autocast:
+    """Half precision where the configuration asks for it. Not Fabric's, which would round the targets' boxes too."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed")
 
 
 def part_size(config: TrainConfig, processes: int) -> int:

@@ -127,9 +127,13 @@ class Slots(Sampler[list[int]]):
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples; smaller ones are padded with 0, the mean, at the right and below."""
+    """Stack samples; smaller ones are padded with 0, the mean, at the right and below.
+
+    Images are channels-last in memory. Those of one channel say so by their strides only, if they are made like this.
+    """
     h, w = (max(sample.image.shape[axis] for sample in samples) for axis in (1, 2))
-    images = torch.zeros(len(samples), samples[0].image.shape[0], h, w)
+    shape = len(samples), samples[0].image.shape[0], h, w
+    images = torch.empty(shape, memory_format=torch.channels_last).zero_()
     for row, sample in zip(images, samples, strict=True):
         row[:, : sample.image.shape[1], : sample.image.shape[2]] = torch.from_numpy(sample.image)
     valid_hw = torch.tensor([s.valid_hw for s in samples], dtype=torch.float32)

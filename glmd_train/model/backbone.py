@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from glmd_runtime.errors import UnsupportedError
-from glmd_train.model.depthwise import DepthwiseConv2d
+from glmd_train.model.depthwise import DepthwiseConv2d, PointwiseConv2d
 
 # stride of the trunk -> (number of block stages in it, its channels); the last stage has 320 channels
 CUTS = {8: (3, 40), 16: (5, 112)}
@@ -67,6 +67,8 @@ def fold_batch_norm(network: nn.Module) -> None:
                 conv = name
             elif isinstance(child, BatchNormAct2d):
                 setattr(parent, conv, _fused(getattr(parent, conv), child))
+                # Not in place: what goes in may be a view (`depthwise.PointwiseConv2d`), of which all would be copied.
+                child.act.inplace = False
                 setattr(parent, name, child.act)
 
 
@@ -74,14 +76,20 @@ def _fused(conv: nn.Conv2d, norm: BatchNormAct2d) -> nn.Conv2d:
     weight, bias = fuse_conv_bn_weights(
         conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    kind = DepthwiseConv2d if conv.groups == conv.in_channels > 1 else nn.Conv2d
-    fused = kind(
+    fused = _kind(conv)(
         conv.weight.shape[1] * conv.groups, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
         groups=conv.groups,
     )
     # As new parameters: the bias would inherit from a convolution that had none, and not be trained.
     fused.weight, fused.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
     return fused
+
+
+def _kind(conv: nn.Conv2d) -> type[nn.Conv2d]:
+    """The class that trains fast on a CPU."""
+    if conv.groups == conv.in_channels > 1:
+        return DepthwiseConv2d
+    return PointwiseConv2d if conv.kernel_size == (1, 1) else nn.Conv2d
 
 
 def load_imagenet(trunk: Lite0Trunk, res5: Lite0Res5, std: tuple[float, ...]) -> None:
