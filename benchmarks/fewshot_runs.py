@@ -40,7 +40,7 @@ METHODS = {
         Method("TFA", "tfa", "plain", False),
         Method("DeFRCN", "defrcn", "plain", True),
         Method("GLMDNet", "glmdnet", "glmd", True),
-        Method("default", "default", "glmd", False),
+        Method("default", "default", "glmd", True),
     ),
     WITHOUT: (
         Method("GLMDNet, short base", "glmdnet", "short", True),

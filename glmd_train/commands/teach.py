@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,13 @@ def _teach(lesson: Lesson, output: Path, folder: Path, options: argparse.Namespa
     write_report(folder, values, lesson, taught)
     save(taught, output, {"taught": {key: values[key] for key in ("pictures", "classes", "background")}})
     print(json.dumps(values, indent=1) if options.json else as_text(values))
-    console.print(f"Written: {output}, {folder}/. Next: glmd-export --ckpt {output} --fp16", markup=False)
+    console.print(f"Written: {output}, {folder}/. Next: {next_command(output, lesson.class_names)}", markup=False)
+
+
+def next_command(checkpoint: Path, class_names: Sequence[str]) -> str:
+    """What makes a bundle of it. Prototypes tell classes from each other, and of one alone make worse (docs/pcb.md)."""
+    pcb = " --pcb" if len(class_names) > 1 else ""
+    return f"glmd-export --ckpt {checkpoint} --fp16{pcb}"
 
 
 def _print_judgement(lesson: Lesson, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train import recipes
 from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.cli import main
+from glmd_train.commands.teach import next_command
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import build_model
 from glmd_train.teach import folds
@@ -93,6 +94,11 @@ def test_a_dry_run_judges_and_writes_nothing(
     values = json.loads(capsys.readouterr().out)
     assert values["pictures"]["boxes"] == {"square": 8}
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_prototypes_are_advised_where_there_is_something_to_tell_apart() -> None:
+    assert next_command(Path("a.safetensors"), ("fox",)) == "glmd-export --ckpt a.safetensors --fp16"
+    assert next_command(Path("a.safetensors"), ("fox", "hare")) == "glmd-export --ckpt a.safetensors --fp16 --pcb"
 
 
 def relabelled(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
