@@ -23,7 +23,7 @@ from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, sa
 from glmd_train.config import TrainConfig
 from glmd_train.data.loaders import Batch, Slots, TrainingSet, collate, load_records, training_loader
 from glmd_train.evaluate import evaluate, torch_predict
-from glmd_train.machine import keep_freed_memory
+from glmd_train.machine import compute_in_halves, keep_freed_memory
 from glmd_train.model.backbone import load_imagenet
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.model.resnet import measure_statistics
@@ -53,6 +53,8 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
     model, known = start_model(config, pictures)
     pictures.check_classes(known)
     freeze_parts(model.to(memory_format=torch.channels_last), config)
+    if config.precision == "bf16-mixed":
+        compute_in_halves(model.backbone, model.roi_heads.res5)
     optimizer = build_optimizer(model, config)
     wrapped, optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("losses")
@@ -110,8 +112,7 @@ def train_step(
     for number, (images, valid_hw, targets) in enumerate(parts):
         with fabric.no_backward_sync(wrapped, enabled=number + 1 < config.accumulate):
             targets = [target.to(fabric.device) for target in targets]
-            with mixed_precision(fabric.device, config):
-                losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
+            losses = wrapped.losses(images.contiguous(memory_format=torch.channels_last), valid_hw, targets)
             fabric.backward(torch.stack(list(losses.values())).sum() / config.accumulate)
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0) + loss.detach() / config.accumulate
@@ -139,11 +140,6 @@ def start_fabric(config: TrainConfig) -> Fabric:
         asked = f"accelerator {config.accelerator!r}, devices {config.devices!r}, nodes {config.nodes}"
         raise UnsupportedError(f"Training cannot start with {asked} here: {error}") from error
     return fabric
-
-
-def mixed_precision(device: torch.device, config: TrainConfig) -> torch.autocast:
-    """Half precision where the configuration asks for it. Not Fabric's, which would round the targets' boxes too."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed")
 
 
 def part_size(config: TrainConfig, processes: int) -> int:

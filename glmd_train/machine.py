@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from glmd_train.config import Precision
 
@@ -22,6 +25,21 @@ def keep_freed_memory() -> None:
     if mallopt:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+
+
+def compute_in_halves(*parts: nn.Module) -> None:
+    """Have parts of a network, maps -> maps, train in bfloat16; weights and what they give stay float32.
+
+    Of a detector these are the trunk and res5, where the time goes. Not Fabric's mixed precision: that has scores and
+    boxes rounded as well, and of `losses` it is unaware in a run of one process.
+    """
+    for part in parts:
+        part.forward = partial(_in_halves, part, part.forward)  # type: ignore[method-assign]
+
+
+def _in_halves(part: nn.Module, forward: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+    with torch.autocast(maps.device.type, torch.bfloat16, enabled=part.training):
+        return forward(maps).float()
 
 
 def fast_precision() -> Precision:

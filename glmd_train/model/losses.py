@@ -20,7 +20,6 @@ def objectness_loss(logits: Tensor, kinds: Tensor, divisor: float, *, confusion_
     confusion_aware: background that looks like an object (probability above 0.5) leaves the sum, not the divisor.
     """
     kept = ~suspected_objects(logits, kinds) if confusion_aware else torch.ones_like(logits, dtype=torch.bool)
-    logits = logits.float()  # mixed precision gives halves
     terms = F.binary_cross_entropy_with_logits(logits, kinds.to(logits), reduction="none")
     return terms[kept].sum() / divisor
 
@@ -32,7 +31,7 @@ def suspected_objects(logits: Tensor, kinds: Tensor) -> Tensor:
 
 def classification_loss(logits: Tensor, labels: Tensor, divisor: float) -> Tensor:
     """Cross entropy, logits (S, K + 1) with background last, labels (S,); sum over `divisor`."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum") / divisor
+    return F.cross_entropy(logits, labels, reduction="sum") / divisor
 
 
 def without_confusing_class(logits: Tensor, labels: Tensor, present: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mixed precision: it is on while the losses are computed, weights and what is compared with labels stay whole."""
+"""Mixed precision, and what else a training asks of its machine."""
 
 from __future__ import annotations
 
@@ -10,44 +10,39 @@ import numpy as np
 import pytest
 import torch
 
+from glmd_train import loop
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.config import load_config
 from glmd_train.data.loaders import collate
 from glmd_train.data.transforms import Sample
 from glmd_train.loop import fit
 from glmd_train.machine import fast_precision, keep_freed_memory
-from glmd_train.model.detector import GLMDNet
-from glmd_train.model.losses import classification_loss, objectness_loss
 from tests.train.squares import draw_squares, write_config
 
 
-@pytest.mark.parametrize(("precision", "halves"), [("32-true", False), ("bf16-mixed", True)])
-def test_a_run_computes_in_the_precision_that_it_was_given(
-    precision: str, halves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("precision", "kind"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_trunk_and_res5_compute_in_the_precision_of_the_run_and_all_else_in_float32(
+    precision: str, kind: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[bool] = []
-    losses = GLMDNet.losses
+    seen: dict[str, set[torch.dtype]] = {}
+    step = loop.train_step
 
-    def spied(model: GLMDNet, *inputs: Any) -> dict[str, torch.Tensor]:
-        seen.append(torch.is_autocast_enabled("cpu"))
-        _, valid_hw, targets = inputs
-        assert valid_hw.dtype == targets[0].boxes.dtype == torch.float32
-        found = losses(model, *inputs)
-        assert all(loss.dtype == torch.float32 for loss in found.values())
-        return found
+    def spied(fabric: Any, wrapped: Any, *rest: Any) -> dict[str, float]:
+        model = wrapped.module
+        for name in ("backbone.stem.0", "roi_heads.res5.blocks.3.0.conv_pw", "neck.local.merge", "rpn.conv",
+                     "roi_heads.predictor.cls_score", "backbone", "roi_heads.res5"):
+            model.get_submodule(name).register_forward_hook(
+                lambda one, given, out, name=name: seen.setdefault(name, set()).add(out.dtype)
+            )
+        return step(fabric, wrapped, *rest)
 
-    monkeypatch.setattr(GLMDNet, "losses", spied)
+    monkeypatch.setattr(loop, "train_step", spied)
     config = write_config(draw_squares(tmp_path))
-    model = load_checkpoint(fit(load_config(config, [f"precision={precision}", "iterations=2", "val=[]"]))).model
-    assert seen == [halves] * 2
+    model = load_checkpoint(fit(load_config(config, [f"precision={precision}", "iterations=1", "val=[]"]))).model
+    halves = {"backbone.stem.0", "roi_heads.res5.blocks.3.0.conv_pw"}
+    assert seen.keys() > halves
+    assert all(kinds == {kind if name in halves else torch.float32} for name, kinds in seen.items())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-def test_losses_of_half_logits_are_those_of_the_same_numbers() -> None:
-    logits, labels = torch.randn(64, 4).bfloat16(), torch.arange(64) % 4
-    kinds = torch.arange(64) % 2
-    assert torch.equal(classification_loss(logits, labels, 1), classification_loss(logits.float(), labels, 1))
-    assert torch.equal(objectness_loss(logits[:, 0], kinds, 1), objectness_loss(logits[:, 0].float(), kinds, 1))
 
 
 def test_halves_are_for_processors_that_multiply_them(monkeypatch: pytest.MonkeyPatch) -> None:
