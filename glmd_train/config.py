@@ -23,8 +23,6 @@ from glmd_runtime.errors import FrameError, UsageError
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import Intensity
 
-Precision = Literal["32-true", "bf16-mixed"]
-
 
 class _Strict(BaseModel):
     """Unknown keys are errors: a misspelt option must not be an option that silently keeps its default."""
@@ -226,6 +224,7 @@ class TrainConfig(NetworkConfig):
     backbone_rate  learning rate of the trunk and res5, relative to `learning_rate`
     bias_decay     weight decay of biases; norms have none
     clip_norm      largest norm of the gradient; None does not clip
+    precision      "bf16-mixed" trains trunk and res5 in halves
     eval_every     iterations; None evaluates at the end only
     """
 
@@ -249,7 +248,7 @@ class TrainConfig(NetworkConfig):
     steps: tuple[int, ...] = ()
     warmup: int = Field(100, ge=0)
     clip_norm: PositiveFloat | None = 10.0
-    precision: Precision = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: str = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"
     nodes: PositiveInt = 1

@@ -9,8 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from glmd_train.config import Precision
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 2**31 - 1  # mallopt takes an int
 
@@ -40,9 +38,3 @@ def compute_in_halves(*parts: nn.Module) -> None:
 def _in_halves(part: nn.Module, forward: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
     with torch.autocast(maps.device.type, torch.bfloat16, enabled=part.training):
         return forward(maps).float()
-
-
-def fast_precision() -> Precision:
-    """What a step takes least time in: bfloat16 where the CPU multiplies it. A GPU was not tried."""
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bf16-mixed" if supported and not torch.cuda.is_available() else "32-true"

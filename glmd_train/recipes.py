@@ -14,7 +14,6 @@ import numpy as np
 
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.config import DatasetConfig, TrainConfig, read_yaml, validated
-from glmd_train.machine import fast_precision
 
 FOLDER = Path(__file__).parent / "configs" / "recipes"
 DEFAULT = "default"
@@ -52,6 +51,5 @@ def fine_tuning(
         "train": train,
         "output": output,
         "iterations": round(float(np.interp(shots, FEW, values["iterations"]))),
-        "precision": fast_precision(),
     }
     return validated(TrainConfig, {**values, **own, **changes}, path)

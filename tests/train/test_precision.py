@@ -16,7 +16,7 @@ from glmd_train.config import load_config
 from glmd_train.data.loaders import collate
 from glmd_train.data.transforms import Sample
 from glmd_train.loop import fit
-from glmd_train.machine import fast_precision, keep_freed_memory
+from glmd_train.machine import keep_freed_memory
 from tests.train.squares import draw_squares, write_config
 
 
@@ -43,15 +43,6 @@ def test_trunk_and_res5_compute_in_the_precision_of_the_run_and_all_else_in_floa
     assert seen.keys() > halves
     assert all(kinds == {kind if name in halves else torch.float32} for name, kinds in seen.items())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-def test_halves_are_for_processors_that_multiply_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for supported, precision in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
-        assert fast_precision() == precision
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")  # as in a PyTorch that does not say
-    assert fast_precision() == "32-true"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted as Linux does it")
