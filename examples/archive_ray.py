@@ -46,7 +46,8 @@ def main() -> None:
     found = ray.data.from_items(clips, override_num_blocks=len(clips)).flat_map(
         DetectInClip,
         fn_constructor_args=(str(args.engine.resolve()), args.threads),
-        compute=ray.data.ActorPoolStrategy(size=args.workers),
+        # One clip at a time: else the first actor that is up gets those that the others could begin with.
+        compute=ray.data.ActorPoolStrategy(size=args.workers, max_tasks_in_flight_per_actor=1),
         num_cpus=args.threads,
     )
     args.out.mkdir(parents=True, exist_ok=True)

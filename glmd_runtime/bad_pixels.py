@@ -85,9 +85,13 @@ class BadPixels:
         if mask.ndim != 2 or mask.dtype != np.bool_:
             raise FrameError(f"A mask of bad pixels must be (H, W) bool; got {mask.shape} {mask.dtype}.")
         self._shape = mask.shape
-        self._places: list[tuple[tuple[int, int], tuple[NDArray[np.int_], NDArray[np.int_]]]] = []
-        for y, x in np.argwhere(mask).tolist():
-            self._places.append(((y, x), _good_neighbours(mask, y, x)))
+        bad = np.argwhere(mask)  # (P, 2)
+        neighbours = [_good_neighbours(mask, y, x) for y, x in bad.tolist()]  # (n, 2) each
+        counts = np.array([len(places) for places in neighbours])
+        # Those with as many neighbours go together: few medians instead of one a pixel. (Q, 2) and (Q, n, 2) each.
+        self._groups = [
+            (bad[counts == n], np.array([places for places in neighbours if len(places) == n])) for n in set(counts)
+        ]
 
     def check(self, frame: NDArray[Any]) -> None:
         """Raises: FrameError for a frame (H, W) or (H, W, 3) of another size than the mask."""
@@ -101,8 +105,8 @@ class BadPixels:
         """A copy of a frame (H, W) with the median of the good neighbours in each bad pixel. Raises: as `check`."""
         self.check(frame)
         filled = np.array(frame)
-        for place, neighbours in self._places:
-            filled[place] = np.median(frame[neighbours])
+        for bad, good in self._groups:
+            filled[bad[:, 0], bad[:, 1]] = np.median(frame[good[..., 0], good[..., 1]], axis=1)
         return filled
 
 
@@ -111,13 +115,13 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _good_neighbours(mask: NDArray[np.bool_], y: int, x: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """Rows and columns of the good pixels in the smallest square around a pixel that has any."""
+def _good_neighbours(mask: NDArray[np.bool_], y: int, x: int) -> NDArray[np.int_]:
+    """Rows and columns (n, 2) of the good pixels in the smallest square around a pixel that has any."""
     for radius in range(1, RADIUS + 1):
         top, left = max(0, y - radius), max(0, x - radius)
         rows, columns = np.nonzero(~mask[top : y + radius + 1, left : x + radius + 1])
         if len(rows):
-            return rows + top, columns + left
+            return np.stack([rows + top, columns + left], axis=1)
     raise FrameError(
         f"A bad pixel must have a good one within {RADIUS} pixels; there is none around row {y}, column {x}. "
         "Is the mask inverted? True, or white in a picture, is for bad pixels."

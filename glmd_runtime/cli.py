@@ -22,7 +22,7 @@ from glmd_runtime.verify_calibration import verify_calibration
 
 def glmd_run_main() -> None:
     """Entry point of glmd-run."""
-    sys.exit(run_command(run_parser(), run))
+    sys.exit(run_command(run_parser(), run, stopped="unfinished outputs were discarded, recordings kept"))
 
 
 def glmd_verify_main() -> None:

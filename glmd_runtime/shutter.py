@@ -18,7 +18,9 @@ _log = logging.getLogger(__name__)
 
 LONGEST = 2.0  # seconds; a shutter opens again before, so what lasts longer is the scene or a fault
 UNIFORM = 0.25  # of the scene's spread; a shutter has less ...
-NOISES = 3.0  # ... and less than so many standard deviations of the sensor's noise
+NOISES = 3.0  # ... and less than so many standard deviations of the sensor's noise ...
+OBJECT = 6.0  # ... and nothing that stands out from its surroundings by so many: a clear sky is no shutter
+AROUND = 65  # pixels each way that are an object's surroundings
 JUMP = 0.25  # of the scene's spread; a smaller change of all counts is none
 LIKE, MOST = 0.2, 0.9  # by how much of the jump the rest of the picture may differ, in how much of it, to be the same
 SIDE = 32  # cells, the longer side of a frame's thumbnail
@@ -59,8 +61,10 @@ class ShutterWatch:
         if np.array_equal(cells, self._cells) and np.array_equal(frame, self._frame):
             return "frozen"
         spread = cells.std()
-        # The noise is what costs most here, and of a scene the first comparison says enough.
-        return "uniform" if spread < UNIFORM * self._cells.std() and spread < NOISES * _noise(frame) else None
+        # What costs most comes last, as of a scene the first comparison says enough.
+        if spread >= UNIFORM * self._cells.std() or spread >= NOISES * (noise := _noise(frame)):
+            return None
+        return None if _contrast(frame) > OBJECT * noise else "uniform"
 
     def _may_be_a_shutter(self, held: Held, time: float) -> bool:
         if self._since is None or time < self._since:
@@ -95,6 +99,12 @@ def _noise(frame: NDArray[np.uint16]) -> float:
     right = frame[::step, 1::step].astype(np.float32)
     left = frame[::step, ::step][:, : right.shape[1]]
     return max(1.0, float(np.median(np.abs(right - left))) / 0.6745 / 2**0.5) if right.size else 1.0
+
+
+def _contrast(frame: NDArray[np.uint16]) -> float:
+    """Counts by which what is hottest or coldest differs from what is around it; bad pixels are left out."""
+    seen = cv2.medianBlur(frame, 3).astype(np.float32)
+    return float(np.abs(seen - cv2.blur(seen, (AROUND, AROUND))).max())
 
 
 def _jump(before: NDArray[np.float32], after: NDArray[np.float32]) -> int:

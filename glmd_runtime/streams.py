@@ -220,6 +220,7 @@ class Stream:
         try:
             for frame in self.source:
                 if not self._offer(frame, ready):
+                    self.source.close()  # a camera would be read on, though its stream has failed
                     break
         except Exception as raised:  # whatever a decoder raises, the other streams go on
             error = None if self._closed else raised

@@ -170,6 +170,8 @@ class _Handler(WebHandler):
             super().post(path, value)
         try:
             threshold = value["value"]
+            if isinstance(threshold, bool):
+                raise TypeError("a number is wanted")
             self.server.detector.score_threshold = None if threshold is None else float(threshold)
         except (ValueError, TypeError, KeyError, OverflowError, UsageError) as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, 'Expected {"value": 0..1 or null}.') from error

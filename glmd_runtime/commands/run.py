@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import TextIO
 
 import cv2
 from rich import progress as bars
@@ -23,7 +24,7 @@ from glmd_runtime.command import loading
 from glmd_runtime.commands.outputs import OUTPUTS, STDOUT, Outputs, numbered
 from glmd_runtime.detector import Detector
 from glmd_runtime.engines import BUILD
-from glmd_runtime.errors import UsageError
+from glmd_runtime.errors import GlmdError, UsageError
 from glmd_runtime.front_end import Camera
 from glmd_runtime.listen import parse_address
 from glmd_runtime.metrics import Metrics
@@ -94,21 +95,33 @@ def run(args: argparse.Namespace) -> None:
             view = around.enter_context(View(pipeline.streams, detector, view_at))
             listeners.append(view.publish)
             progress.console.print(f"page: {view.url}", soft_wrap=True, highlight=False)
-        with ExitStack() as files:
-            outputs = [
-                files.enter_context(Outputs(args, stream, number if len(pipeline.streams) > 1 else None))
-                for number, stream in enumerate(pipeline.streams, start=1)
-            ]
-            by_name = {outputs.stream.name: outputs for outputs in outputs}
-            listeners += [lambda result: by_name[result.stream].add(result), _advance(progress, pipeline.streams)]
-            with _signals(pipeline):
-                pipeline.run()
+        listeners.append(_advance(progress, pipeline.streams))
+        outputs: list[Outputs] = []
+        failed: GlmdError | None = None
+        try:
+            with ExitStack() as files:
+                for number, stream in enumerate(pipeline.streams, start=1):
+                    number_there = number if len(pipeline.streams) > 1 else None
+                    outputs.append(files.enter_context(Outputs(args, stream, number_there)))
+                by_name = {output.stream.name: output for output in outputs}
+                listeners.append(lambda result: by_name[result.stream].add(result))
+                with _signals(pipeline):
+                    pipeline.run()
+        except GlmdError as error:
+            failed = error
         progress.stop()
-        for output in outputs:
-            summary_to = sys.stderr if args.json == STDOUT else sys.stdout
-            print(f"{output.stream.name}: {output.summary(detector)}", file=summary_to, flush=True)
+        _summarise(outputs, detector, sys.stderr if args.json == STDOUT else sys.stdout, failed)
+        if failed:
+            raise failed
         if view_at and not pipeline.stopped:
             _linger()
+
+
+def _summarise(outputs: Sequence[Outputs], detector: Detector, to: TextIO, failed: GlmdError | None) -> None:
+    """A line for each stream; where one has failed, for those that were read to their ends."""
+    for output in outputs:
+        if failed is None or (output.stream.finished and output.stream.error is None):
+            print(f"{output.stream.name}: {output.summary(detector)}", file=to, flush=True)
 
 
 def _detector(args: argparse.Namespace) -> Detector:
@@ -134,7 +147,8 @@ def _tracker(kind: str | None) -> Callable[[Source], FrameTracker] | None:
         return None
     from glmd_runtime.tracking import Tracker
 
-    return lambda source: Tracker(kind, fps=source.fps)
+    # Of the usual rate: time is the frames' own, and a camera's rate is not known before it is connected.
+    return lambda source: Tracker(kind)
 
 
 def _check_outputs(args: argparse.Namespace) -> None:

@@ -43,11 +43,11 @@ def open_files(uri: str) -> Source:
 
 def files_of(uri: str) -> list[Path]:
     """The files and directories that a source on the disk is read from, those that exist; none for a URL."""
-    if "://" in uri:
+    if not uri or "://" in uri:
         return []
     location = uri if Path(uri).exists() else parse_address(uri, ("celsius", "fps")).location
     paths = [Path(location)] if Path(location).exists() else [Path(name) for name in glob(location, recursive=True)]
-    return [path for one in paths for path in (one, side_file(one)) if path == one or one.is_file()]
+    return [path for one in paths for path in ([one, side_file(one)] if one.is_file() else [one])]
 
 
 def _open(location: str, fps: float, radiometry: Radiometry | None) -> Source:
@@ -56,8 +56,11 @@ def _open(location: str, fps: float, radiometry: Radiometry | None) -> Source:
         return _clip(path.name, _directory(path), fps, radiometry)
     if has_magic(location) and not path.exists():
         return _clip(location, _pattern(location), fps, radiometry)
+    if path.is_char_device():
+        raise SourceError(f"A source is {KINDS}; {path} is a device. A camera is v4l2://{path.absolute()}.")
     if not path.is_file():
-        raise SourceError(f"A source is {KINDS}; {redacted(location)} does not exist.")
+        what = "is neither a file nor a directory" if path.exists() else "does not exist"
+        raise SourceError(f"A source is {KINDS}; {redacted(location)} {what}.")
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return _clip(path.name, [path], fps, radiometry)
     return _video(path, radiometry)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from glmd_runtime.errors import SourceError, UsageError
+from glmd_runtime.errors import UsageError
 from glmd_runtime.video.address import parse_address, redacted
 from glmd_runtime.video.cameras import DeviceCamera, NetworkCamera, SimulatedCamera
 from glmd_runtime.video.files import KINDS, PICTURE_SUFFIXES, open_files, read_picture
@@ -49,7 +49,7 @@ def open_source(
             camera, policy=policy, staleness=staleness, radiometry=radiometry, on_status=on_status, **timeout
         )
     if scheme:
-        raise SourceError(f"A source is {KINDS}; got {redacted(uri)}.")
+        raise UsageError(f"A source is {KINDS}; got {redacted(uri)}.")
     return _told(open_files(uri), on_status)
 
 

@@ -147,7 +147,7 @@ def test_interrupt_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and b"Traceback" not in error
-    assert error.endswith(b"glmd-run: stopped; unfinished outputs were discarded\n")
+    assert error.endswith(b"glmd-run: stopped; unfinished outputs were discarded, recordings kept\n")
     assert list(out.iterdir()) == []
 
 

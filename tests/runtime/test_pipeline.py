@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Barrier, Event, Thread
 from threading import enumerate as threads
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -206,6 +206,19 @@ def test_a_frame_that_cannot_be_detected_in_ends_its_stream_only(tiny_bundle: Pa
     with pytest.raises(FrameError, match=r"^odd: .*\(4, 4, 2\)"):
         run(Pipeline([odd, clip("whole", 3)], detector(tiny_bundle), on_result=results.append))
     assert of(results, "whole") == [0, 1, 2] and of(results, "odd") == []
+
+
+def test_a_camera_whose_stream_failed_is_let_go(tiny_bundle: Path) -> None:
+    """It would be read on for ever, its frames counted as late."""
+    camera = streams.Camera("camera", [Frame(np.zeros((4, 4, 2), np.uint8), 0, 0.0)])
+    with Pipeline([camera, clip("whole", 3)], detector(tiny_bundle)) as pipeline:
+        with pytest.raises(FrameError, match=r"^camera: "):
+            pipeline.run()
+        camera.feed(frame(2))  # what comes after the error
+        until = monotonic() + SOON
+        while not camera.closed and monotonic() < until:
+            sleep(0.01)
+        assert camera.closed
 
 
 class NoEngine:

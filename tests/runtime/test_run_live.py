@@ -90,7 +90,8 @@ def test_a_broken_source_does_not_cost_the_outputs_of_another(run, tmp_path: Pat
     for name, size in [("a.png", 8), ("b.png", 9)]:
         cv2.imwrite(str(broken / name), np.zeros((size, size), np.uint8))
     out = tmp_path / "out"
-    code, _, error = run("--source", CLIP, "--source", broken, "--json", out / "o.jsonl", "--save", out / "o.mp4")
+    code, said, error = run("--source", CLIP, "--source", broken, "--json", out / "o.jsonl", "--save", out / "o.mp4")
+    assert "3 frames" in said and "o.1.jsonl" in said and "o.2" not in said
     assert code == 1 and "glmd-run: error: broken: " in error and "b.png" in error
     assert sorted(path.name for path in out.iterdir()) == ["o.1.jsonl", "o.1.mp4"]
     assert len(lines(out / "o.1.jsonl")) == 3
@@ -225,6 +226,8 @@ def test_the_page_and_the_numbers(tiny_bundle: Path) -> None:
         (["--bad-pixels", "{tmp}/absent.png"], "absent.png, which is not there. find_bad_pixels makes one"),
         (["--bad-pixels", "{tmp}/o.png", "--picture", "{tmp}/o.png"], "a name of its own"),
         (["--policy", "latest"], "invalid choice: 'latest'"),
+        (["--source", "rstp://host/stream"], "A source is a video"),
+        (["--source", ""], "A source is a video"),
         (["--view", "192.0.2.1:8080"], "free address; 192.0.2.1:8080"),
     ],
 )

@@ -17,6 +17,7 @@ from glmd_runtime.errors import GlmdError, SourceError, UsageError
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.address import redacted
 from glmd_runtime.video.decoding import import_av
+from glmd_runtime.video.files import files_of
 from glmd_runtime.video.sources import open_source
 from glmd_runtime.video.status import Status
 from tests.runtime.test_live import wait_until
@@ -291,12 +292,32 @@ def test_an_absent_file(tmp_path: Path) -> None:
         open_source(tmp_path / "nothing.mp4")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="devices and pipes are files on POSIX")
+def test_what_is_there_but_no_file(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"/dev/null is a device\. A camera is v4l2:///dev/null\."):
+        open_source("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="pipe is neither a file nor a directory"):
+        open_source(tmp_path / "pipe")
+
+
+def test_files_that_a_source_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.mkv", "a.mkv.jsonl", "b.mkv"):
+        Path(name).touch()
+    here = [Path("."), Path("a.mkv"), Path("a.mkv.jsonl"), Path("b.mkv")]
+    assert [files_of(uri) for uri in (".", "a.mkv", "b.mkv", "", "rtsp://host/a.mkv", "nothing", "/")] == [
+        here[:1], here[1:3], here[3:], [], [], [], [Path("/")]
+    ]
+    assert sorted(files_of("*.mkv")) == here[1:]
+
+
 @pytest.mark.parametrize(
     ("uri", "error"),
     [
         ("sim://moon", UsageError),
         ("sim://air?sed=3", UsageError),
-        ("http://host/clip.mp4", SourceError),
+        ("http://host/clip.mp4", UsageError),
     ],
 )
 def test_an_unknown_uri(uri: str, error: type[Exception]) -> None:

@@ -118,6 +118,24 @@ def test_a_shutter_that_shows_itself() -> None:
     assert [watch(f, i / FPS).held for i, f in enumerate(frames)] == [None, None, "uniform", "uniform", None]
 
 
+def sky(index: int, side: int, above: int) -> np.ndarray:
+    """A clear sky over a scene's camera: a faint slope, noise of 8 counts, a square of so many counts above it."""
+    counts = 6500 + np.linspace(0, 20, 512)[:, None] + np.random.default_rng(index).normal(0, 8, (512, 640))
+    counts[200 : 200 + side, 300 : 300 + side] += above
+    return counts.astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("side", "above", "held"), [(6, 150, None), (3, 150, None), (6, 0, "uniform"), (1, 3000, "uniform")]
+)
+def test_a_clear_sky_with_something_in_it_is_no_shutter(side: int, above: int, held: str | None) -> None:
+    """But one with nothing in it, or with a bad pixel, cannot be told from a shutter."""
+    ground = np.kron(np.random.default_rng(0).integers(0, 60, (64, 80)) * 10, np.ones((8, 8))).astype(np.uint16) + 7000
+    watch = ShutterWatch()
+    assert watch(ground, 0.0).held is None
+    assert [watch(sky(i, side, above), i / FPS).held for i in (1, 2, 3)] == [held] * 3
+
+
 def test_a_camera_that_repeats_its_picture() -> None:
     watch = ShutterWatch()
     frames = [scene(0), scene(0), scene(0), scene(1)]

@@ -190,6 +190,7 @@ def test_the_page_is_told_of_another_detector(site: Site, tiny_bundle: Path) -> 
     [
         ({"value": 2}, JSON, 400),
         ({"value": "high"}, JSON, 400),
+        ({"value": True}, JSON, 400),
         ({"value": 10**400}, JSON, 400),
         ("[" * 1000, JSON, 400),
         ({"value": 0.5}, {**JSON, "Content-Length": "1" * 4301}, 400),
