@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import conditions, write
 from glmd_runtime import Camera, FrontEnd, Intensity, PreprocessSpec
+from glmd_runtime.bad_pixels import BadPixels
 from glmd_runtime.thermal import MODES, Mode
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.sources import open_source
@@ -34,6 +35,7 @@ Counts = NDArray[np.uint16]
 
 HW = (512, 640)
 ROUNDS = 200
+BAD_PART = 0.001  # of the pixels
 DAMPING = 1.0  # seconds
 SPEC = PreprocessSpec(HW, (127.0,), (128.0,))
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "thermal.png"
@@ -68,6 +70,9 @@ def milliseconds(frames: list[Counts]) -> dict[str, dict[str, float]]:
         front_end = FrontEnd(replace(SPEC, intensity=one), (), Camera(damping=DAMPING))
         calls[mode] = lambda n, one=one: one(frames[n % len(frames)])  # type: ignore[misc]
         calls[f"{mode}, stream"] = lambda n, f=front_end: f.prepare(Frame(frames[n % len(frames)], n, n / 30))  # type: ignore[misc]
+    bad = np.random.default_rng(0).random(frames[0].shape) < BAD_PART
+    filled = BadPixels(bad & ~np.roll(bad, 1, axis=1))  # no two side by side
+    calls["bad pixels"] = lambda n: filled.fill(frames[n % len(frames)])
     times: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(ROUNDS):
         for name, call in calls.items():
