@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of each worker")
     args = parser.parse_args()
+    if missing := [str(clip) for clip in args.clips if not clip.is_file()]:
+        parser.error(f"clips must be files; there is no {', '.join(missing)}")
     ray.init(include_dashboard=False)
     clips = [{"clip": str(clip.resolve())} for clip in args.clips]
     found = ray.data.from_items(clips, override_num_blocks=len(clips)).flat_map(
