@@ -47,7 +47,8 @@ def files_of(uri: str) -> list[Path]:
         return []
     location = uri if Path(uri).exists() else parse_address(uri, ("celsius", "fps")).location
     paths = [Path(location)] if Path(location).exists() else [Path(name) for name in glob(location, recursive=True)]
-    return [path for one in paths for path in ([one, side_file(one)] if one.is_file() else [one])]
+    sides = [side_file(path) for path in paths if path.is_file()]
+    return [*paths, *(side for side in sides if side.is_file())]
 
 
 def _open(location: str, fps: float, radiometry: Radiometry | None) -> Source:
