@@ -150,8 +150,9 @@ def enroll_table(runs: Runs, enrolled: Sequence[dict[str, Any]]) -> list[str]:
     """`Detector.enroll` beside the default recipe: nAP50 on the val lists, over the draws that both have."""
     lines = ["| boxes of each class | `enroll` | `teach` | `teach` minus `enroll` | draws |",
              "| --- | --- | --- | --- | --- |"]
+    ours = next(method for method in METHODS[MAIN] if method.name == OURS)
     for shots in SHOTS:
-        taught = {s: row["pcb_off"]["val"]["ap50"] for s, row in of(runs, MAIN, OURS, shots).items()}
+        taught = {s: ap_of(ours, "val", "ap50")(row) for s, row in of(runs, MAIN, OURS, shots).items()}
         pairs = [(row["nap50"], taught[row["seed"]]) for row in enrolled
                  if row["shots"] == shots and row["seed"] in taught]
         gains = [b - a for a, b in pairs]
