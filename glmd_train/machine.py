@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -16,10 +17,10 @@ _LARGEST = 2**31 - 1  # mallopt takes an int
 def keep_freed_memory() -> None:
     """Let this process keep the memory that a step frees, for the next one.
 
-    glibc hands large blocks back at once, and the system clears every page of them again: a fifth to a third of a
+    glibc hands large blocks back at once, and the system clears every page of them again, which is a good part of a
     training step's time on a CPU. Elsewhere nothing happens.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)
