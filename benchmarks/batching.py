@@ -43,7 +43,8 @@ def main() -> None:
         rows = measure(detectors, given.rounds)
     for row in rows:
         print(row)
-    command = f"python -m benchmarks.batching --batches {' '.join(map(str, given.batches))} --threads {given.threads}"
+    batches = " ".join(map(str, given.batches))
+    command = f"python -m benchmarks.batching --batches {batches} --threads {given.threads} --rounds {given.rounds}"
     setup = {"checkpoint": given.checkpoint.stem, "precision": "fp32", "threads": given.threads}
     print(write("batching", {**conditions(command), **setup, "rows": rows}))
 

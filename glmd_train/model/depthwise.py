@@ -49,11 +49,11 @@ def _trains_on_cpu(layer: nn.Module, maps: Tensor) -> bool:
 
 def by_taps(maps: Tensor, kernel: Tensor, stride: int) -> bool:
     """Whether one of the gradients is faster by taps than the library's."""
-    return _kernel_by_taps(maps, kernel) or (stride > 1 and _is_half(maps))
+    return (kernel.requires_grad and _kernel_by_taps(maps, kernel)) or (stride > 1 and _is_half(maps))
 
 
 def _kernel_by_taps(maps: Tensor, kernel: Tensor) -> bool:
-    return kernel.requires_grad and (kernel.shape[-1] > 3 or max(maps.shape[-2:]) <= 2)
+    return kernel.shape[-1] > 3 or max(maps.shape[-2:]) <= 2
 
 
 def _is_half(maps: Tensor) -> bool:
@@ -77,7 +77,7 @@ class _Depthwise(torch.autograd.Function):
             of_maps = maps_gradient(maps.shape, kernel, grad, stride)
         elif for_maps:
             of_maps = torch.nn.grad.conv2d_input(maps.shape, kernel, grad, stride, edge // 2, groups=len(kernel))
-        if for_kernel and (edge > 3 or max(maps.shape[-2:]) <= 2):
+        if for_kernel and _kernel_by_taps(maps, kernel):
             of_kernel = kernel_gradient(maps, grad, edge, stride)
         elif for_kernel:
             of_kernel = torch.nn.grad.conv2d_weight(maps, kernel.shape, grad, stride, edge // 2, groups=len(kernel))
