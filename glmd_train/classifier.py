@@ -65,7 +65,10 @@ class Classifier(nn.Module):
 
     def forward(self, rgb: Tensor, boxes: list[Tensor]) -> Tensor:
         """rgb (B, 3, H, W) intensities 0..255; boxes, (N, 4) xyxy pixels an image -> (sum of N, D), image by image."""
-        features = self.features(self.normalise(rgb))
+        return self.judge(self.features(self.normalise(rgb)), boxes)
+
+    def judge(self, features: Tensor, boxes: list[Tensor]) -> Tensor:
+        """features (B, C, H / stride, W / stride) of whole pictures; boxes as above -> (sum of N, D)."""
         rois = roi_align(features, boxes, 1, 1 / self.stride, sampling_ratio=0, aligned=True)  # (N, C, 1, 1)
         return self.head(rois)
 
