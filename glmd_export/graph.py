@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glmd_export.ops import Ops, clip, full, matrix_keep
+from glmd_export.savings import HoistedHead, fits, spare
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.classifier import Classifier, rgb_of_images
@@ -44,18 +45,22 @@ class Stages(NamedTuple):
 class ExportGraph(nn.Module):
     """The trained parts of a GLMDNet around the two operations of an `Ops`, for images of one size.
 
-    size_hw: (height, width) of the images in pixels.
+    size_hw: (height, width) of the images in pixels; spared: without the arithmetic that `savings` finds needless.
     """
 
     anchors: Tensor
     whwh: Tensor
 
-    def __init__(self, model: GLMDNet, ops: Ops, size_hw: tuple[int, int]) -> None:
+    def __init__(self, model: GLMDNet, ops: Ops, size_hw: tuple[int, int], *, spared: bool = False) -> None:
         super().__init__()
+        height, width = (-(-side // model.roi_heads.stride) for side in size_hw)  # the trunk rounds up
+        if spared:
+            model = spare(model, (height, width))
+        hoists = spared and fits(model.roi_heads)
+        self.hoisted = HoistedHead(model.roi_heads, model.affine_rcnn) if hoists else None
         self.backbone, self.neck, self.rpn, self.roi_heads = model.backbone, model.neck, model.rpn, model.roi_heads
         self.affine_rpn, self.affine_rcnn = model.affine_rpn, model.affine_rcnn
         self.ops = ops
-        height, width = (-(-side // model.roi_heads.stride) for side in size_hw)  # the trunk rounds up
         self.register_buffer("anchors", model.rpn.anchors(height, width), persistent=False)  # (N, 4)
         self.register_buffer("whwh", torch.tensor([1, 0, 1, 0]), persistent=False)  # height, width -> xyxy's order
 
@@ -71,15 +76,18 @@ class ExportGraph(nn.Module):
             objectness, deltas, self.anchors, edges,
             topk=self.rpn.pre_nms_topk, number=self.rpn.proposals, iou=NMS_IOU,
         )
-        features = self.pool(self.affine_rcnn(neck), proposals)
+        features = self.pool(neck, proposals)
         rows = proposals.shape[:2]  # B, R
         logits, box_deltas = (t.unflatten(0, rows) for t in self.roi_heads.predictor(features.flatten(0, 1)))
         boxes, scores = refine(logits, box_deltas, proposals, edges)
         return Stages(trunk, neck, objectness, deltas, proposals, valid, features, logits, box_deltas, boxes, scores)
 
     def pool(self, features: Tensor, proposals: Tensor) -> Tensor:
-        """(B, C, H, W), (B, R, 4) -> (B, R, D); see `ROIHeads.pooled`."""
+        """(B, C, H, W) of the neck, (B, R, 4) -> (B, R, D); see `ROIHeads.pooled`."""
+        if self.hoisted is not None:
+            return self.hoisted(features, proposals, self.ops)
         heads = self.roi_heads
+        features = self.affine_rcnn(features)
         rois = self.ops.roi_align(features, proposals, heads.bins, heads.stride)  # (B R, C, bins, bins)
         return heads.res5(rois).mean(dim=(2, 3)).unflatten(0, proposals.shape[:2])  # (B R, D) -> (B, R, D)
 

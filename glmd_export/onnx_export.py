@@ -28,12 +28,13 @@ FEATURES = "features"
 
 def export_onnx(
     checkpoint: Checkpoint, out: Path, *, batch: int = 1, ops: str = "standard", precision: Precision = "fp32",
-    end2end: bool = False, features: bool = False,
+    end2end: bool = False, features: bool = False, spared: bool = False,
 ) -> Path:
     """Write the network of a checkpoint as ONNX, for images of its canvas.
 
     Args: batch, images a call; ops, a key of `ops.OPS`; precision, "fp16" places casts as `precision.to_half` says;
-        end2end, append the final NMS with the checkpoint's thresholds; features, give the pooled vectors too.
+        end2end, append the final NMS with the checkpoint's thresholds; features, give the pooled vectors too;
+        spared, without the arithmetic that `savings` finds needless, for float32 on a CPU.
 
     inputs   images (B, C, H, W) float32, valid_hw (B, 2) float32
     outputs  boxes (B, R, K, 4) float32, scores (B, R, K) float32, valid (B, R) bool, if asked for features
@@ -49,7 +50,7 @@ def export_onnx(
             f"An exported graph has one image size, which needs the resize 'letterbox'; this checkpoint has "
             f"{spec.resize!r}. Give it a canvas with a PreprocessSpec of resize='letterbox'."
         )
-    model = _trace_network(checkpoint, batch, OPS[ops](), end2end)
+    model = _trace_network(checkpoint, batch, OPS[ops](), end2end, spared)
     _tidy(model, Final._fields if end2end else (*OUTPUTS, *([FEATURES] if features else [])))
     if precision == "fp16":
         to_half(model)
@@ -98,8 +99,8 @@ def graph_spec(checkpoint: Checkpoint, batch: int, features: bool = False) -> Gr
     return GraphSpec(inputs, outputs)
 
 
-def _trace_network(checkpoint: Checkpoint, batch: int, ops: Ops, end2end: bool) -> ir.Model:
-    graph: nn.Module = ExportGraph(checkpoint.model, ops, checkpoint.preprocess.size_hw)
+def _trace_network(checkpoint: Checkpoint, batch: int, ops: Ops, end2end: bool, spared: bool) -> ir.Model:
+    graph: nn.Module = ExportGraph(checkpoint.model, ops, checkpoint.preprocess.size_hw, spared=spared)
     names = Stages._fields
     if end2end:
         graph, names = EndToEnd(graph, checkpoint.postprocess), (*names, *Final._fields)
@@ -120,7 +121,9 @@ def _trace(
 def _tidy(model: ir.Model, outputs: Sequence[str]) -> None:
     """Fold what is constant, keep the shipped outputs, drop the exporter's notes (source lines of this machine)."""
     # The exporter has folded small constants only; the neck's sine code is as large as a feature map.
-    optimizer.fold_constants(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+    optimizer.fold_constants(
+        model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=_is_smaller_folded
+    )
     optimizer.remove_unused_nodes(model)
     for node in model.graph:
         if node.op_type == "Identity":
@@ -135,6 +138,11 @@ def _tidy(model: ir.Model, outputs: Sequence[str]) -> None:
     for value in values:
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
+
+
+def _is_smaller_folded(node: ir.Node) -> bool | None:
+    """Not the kernels of `savings.WinogradKernels`; None leaves it to the optimiser."""
+    return False if node.op_type == "MatMul" else None
 
 
 def _read_behind(identity: ir.Node) -> None:

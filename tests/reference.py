@@ -77,6 +77,23 @@ def _bilinear(features: np.ndarray, y: float, x: float) -> np.ndarray:
     return upper * (1 - y + top) + lower * (y - top)
 
 
+def winograd_kernel(kernel: np.ndarray) -> np.ndarray:
+    """(3, 3) -> (6, 6): the kernel as a polynomial of two variables, at the points 0, 1, -1, 2, -2 and infinity.
+
+    Each value is over the product of its point's distances from the other finite points, as in Lagrange's formula.
+    """
+    points = (0.0, 1.0, -1.0, 2.0, -2.0)
+    powers = [[p**k for k in range(3)] for p in points] + [[0.0, 0.0, 1.0]]
+    divisors = [math.prod(p - q for q in points if q != p) for p in points] + [1.0]
+    out = np.zeros((6, 6))
+    for i in range(6):
+        for j in range(6):
+            for a in range(3):
+                for b in range(3):
+                    out[i, j] += kernel[a, b] * powers[i][a] / divisors[i] * powers[j][b] / divisors[j]
+    return out
+
+
 def calibrate_one(score: float, logits: np.ndarray, prototype: np.ndarray, spec: object) -> float:
     """PCB of one detection, as the paper has it."""
     if not (spec.lower < score <= spec.upper and prototype.any()):
