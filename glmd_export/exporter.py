@@ -187,7 +187,7 @@ class _Draft:
         folder = self.recipe.calibration
         # First, as a wrong folder should not cost the work before it.
         images = calibration_images(folder, self.checkpoint.preprocess) if folder else None
-        self._graph(MODEL, "standard", "fp32")
+        self._graph(MODEL, "standard", "fp32", spared=True)
         self._build("openvino", "openvino.fp32.xml", "fp32", lambda out: build_openvino(self.files[MODEL], out))
         if self.recipe.fp16:
             self._half()
@@ -208,8 +208,9 @@ class _Draft:
         self._build_rtx(HALF, "fp16")
 
     def _int8(self, images: CalibrationImages) -> None:
-        """The graphs that are quantised are float32; the plain one of them serves for nothing else."""
-        standard = self.files[MODEL]
+        """The graphs that are quantised are float32, as they were trained, and serve for nothing else."""
+        self.step("export the standard graph")
+        standard = self._export(self.folder / "standard.onnx", "standard", "fp32")
         self._build(
             "openvino", "openvino.int8.xml", "int8",
             lambda out: quantize_openvino(standard, out, images, step=self.step),
@@ -240,14 +241,16 @@ class _Draft:
                 end2end=True,
             )
 
-    def _graph(self, name: str, ops: str, precision: Precision) -> None:
+    def _graph(self, name: str, ops: str, precision: Precision, *, spared: bool = False) -> None:
         self.step(f"export {name}")
-        self.files[name] = self._export(self.folder / name, ops, precision)
+        self.files[name] = self._export(self.folder / name, ops, precision, spared=spared)
         self.engines[name] = precision
 
-    def _export(self, path: Path, ops: str, precision: Precision) -> Path:
+    def _export(self, path: Path, ops: str, precision: Precision, *, spared: bool = False) -> Path:
         batch, features = self.recipe.batch, self.recipe.enroll
-        return export_onnx(self.checkpoint, path, batch=batch, ops=ops, precision=precision, features=features)
+        return export_onnx(
+            self.checkpoint, path, batch=batch, ops=ops, precision=precision, features=features, spared=spared
+        )
 
     def _lint(self, name: str) -> None:
         """TensorRT's rules on a file that is for TensorRT."""

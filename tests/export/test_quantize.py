@@ -153,7 +153,9 @@ def groups(node: onnx.NodeProto) -> int:
 
 
 @pytest.mark.parametrize("name, depthwise", [("u8", True), ("s8", False)])
-def test_int8_is_the_roi_heads_convolutions(name: str, depthwise: bool, request: pytest.FixtureRequest) -> None:
+def test_in_an_onnx_file_int8_is_the_roi_heads_convolutions(
+    name: str, depthwise: bool, request: pytest.FixtureRequest
+) -> None:
     model = onnx.load(request.getfixturevalue(name))
     behind = kinds_behind(model)
     quantized = {node.name for node in model.graph.node if "DequantizeLinear" in behind.get(node.name, ())}
@@ -211,19 +213,38 @@ def test_it_says_what_it_is_at_and_gives_the_same_bytes_again(
         assert again.with_suffix(".bin").read_bytes() == first.with_suffix(".bin").read_bytes()
 
 
-@pytest.mark.parametrize("backend, source, name", [
-    ("onnxruntime", "model_of_one", "u8"), ("onnxruntime", "plain", "s8"),
-    ("openvino", "model_of_one", "openvino_int8"),
-])
+@pytest.mark.parametrize("source, name", [("model_of_one", "u8"), ("plain", "s8")])
 def test_proposals_are_those_of_float_and_scores_are_close(
-    backend: str, source: str, name: str, reference: Reference, request: pytest.FixtureRequest
+    source: str, name: str, reference: Reference, request: pytest.FixtureRequest
 ) -> None:
-    require(backend)
-    before, came = (answers(backend, request.getfixturevalue(one), reference) for one in (source, name))
+    require("onnxruntime")
+    before, came = (answers("onnxruntime", request.getfixturevalue(one), reference) for one in (source, name))
     np.testing.assert_array_equal(came["valid"], before["valid"])
     difference = np.abs(came["scores"] - before["scores"])[before["valid"]]
     assert 0 < difference.mean() < 0.1  # random weights; and it is not float
     np.testing.assert_allclose(came["boxes"][before["valid"]], before["boxes"][before["valid"]], atol=12)
+
+
+@pytest.mark.parametrize("tensor", ["trunk", "neck", "objectness", "deltas"])
+def test_openvinos_rounding_is_small_beside_the_signal(
+    tensor: str, openvino_int8: Path, model_of_one: Path, reference: Reference, tmp_path: Path
+) -> None:
+    before, came = (
+        answers("openvino", giving(one, tensor, tmp_path), reference)[tensor] for one in (model_of_one, openvino_int8)
+    )
+    noise = np.square(came - before).mean()
+    assert noise > 0
+    assert 10 * np.log10(np.square(before).mean() / noise) > 12  # decibels
+
+
+def giving(model: Path, tensor: str, folder: Path) -> Path:
+    """A copy of a graph with one more output."""
+    import openvino
+
+    network, out = openvino.Core().read_model(model), folder / f"{model.stem}.xml"
+    network.add_outputs(tensor)
+    openvino.save_model(network, out, compress_to_fp16=False)
+    return out
 
 
 def answers(backend: str, model: Path, reference: Reference) -> backends.Tensors:
@@ -233,18 +254,18 @@ def answers(backend: str, model: Path, reference: Reference) -> backends.Tensors
     return came
 
 
-def test_openvino_quantises_the_roi_heads_convolutions(openvino_int8: Path) -> None:
+def test_openvino_computes_depthwise_convolutions_in_int8_too(openvino_int8: Path) -> None:
+    """NNCF leaves what it does not take for a constant kernel; see `quantize._fold_constants`."""
     import openvino
 
     network = openvino.Core().read_model(openvino_int8)
-    read = {
-        node.get_friendly_name() for node in network.get_ops()
-        if "Convolution" in node.get_type_name() and node.input(0).get_source_output().get_node().get_type_name()
-        == "FakeQuantize"
-    }
-    convolutions = {n.get_friendly_name() for n in network.get_ops() if "Convolution" in n.get_type_name()}
-    assert 10 < len(read) < len(convolutions) / 1.5
-    assert not any(word in name for name in read for word in ("neck", "rpn"))
+    convolutions = [node for node in network.get_ops() if "Convolution" in node.get_type_name()]
+    for node in convolutions:
+        wide = max(node.input(0).get_shape()[1], node.output(0).get_shape()[1]) > 32
+        reads = [one.get_source_output().get_node() for one in node.inputs()]
+        # A kernel of INT8 is converted and scaled; a float one is a constant.
+        assert (reads[1].get_type_name() == "Multiply") == wide, node.get_friendly_name()
+    assert sum(node.get_type_name() == "GroupConvolution" for node in convolutions) > 5
 
 
 @pytest.mark.parametrize("target", BOTH)
@@ -298,7 +319,8 @@ AGREEMENTS = {
     "another class": ([found(ONE)], [found((0.0, 0.9, 1))], 0.0),
     "a lower score": ([found(ONE)], [found((0.0, 0.06, 0))], 1.0),
     "moved a little": ([found(ONE)], [found((2.0, 0.9, 0))], 1.0),  # IoU 18 / 22
-    "moved too far": ([found(ONE)], [found((2.5, 0.9, 0))], 0.0),  # IoU 17.5 / 22.5
+    "moved far": ([found(ONE)], [found((6.5, 0.9, 0))], 1.0),  # IoU 13.5 / 26.5
+    "moved too far": ([found(ONE)], [found((7.0, 0.9, 0))], 0.0),  # IoU 13 / 27
     "one for two": ([found(ONE, (1.0, 0.5, 0))], [found(ONE)], 0.5),
     "the doubtful are not asked for": ([found(ONE, (50.0, 0.3, 0))], [found(ONE)], 1.0),
     "in another picture": ([found(ONE), found()], [found(), found(ONE)], 0.0),
@@ -346,7 +368,7 @@ def test_the_shipped_model_finds_its_detections_again(
         detect(backend, path, images.files[::3], checkpoint, spec) for path in (model, quantized)
     )
     assert sum(int((one.scores > 0.3).sum()) for one in expected) > 50
-    assert agreement(expected, came, iou=0.7) >= 0.95
+    assert agreement(expected, came) >= 0.95
 
 
 def detect(
