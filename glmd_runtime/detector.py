@@ -45,6 +45,8 @@ class Detector:
         pcb: whether a bundle exported with --pcb calibrates its scores; another bundle never does.
         threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library.
         device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
+        throughput: for clips: several frames are computed at once, each on a share of the cores, where that is a gain.
+            `stream` and a Pipeline then give more frames a second, and each frame takes longer.
         build: "auto" builds a TensorRT engine on this device when there is none in the cache, which takes minutes;
             "never" uses only what is cached.
         tiles: (columns, rows) cuts each frame into overlapping tiles and runs them and the whole frame, so that small
@@ -63,6 +65,7 @@ class Detector:
         threads: int | None = None,
         device: str | None = None,
         build: str = "auto",
+        throughput: bool = False,
         pcb: bool = True,
         tiles: Sequence[int] | None = None,
     ) -> None:
@@ -79,13 +82,15 @@ class Detector:
         self._backend: backends.Backend | None
         if isinstance(backend, str):
             self._backend_name, self._engine, self._backend = open_best(
-                bundle, files, backend, threads=threads, device=device, build=build
+                bundle, files, backend, threads=threads, device=device, build=build, throughput=throughput
             )
         else:
             self._backend_name, self._engine, self._backend = type(backend).__name__, files[0], backend
         self._device = getattr(self._backend, "device", "unknown")
         self._calibrator = (
-            Calibrator(bundle, self._backend_name, threads=threads, device=device) if calibration else None
+            Calibrator(bundle, self._backend_name, threads=threads, device=device, throughput=throughput)
+            if calibration
+            else None
         )
         if self._calibrator and self._enrolment:
             self._calibrator = self._calibrator.and_classes(self._enrolment.spec.class_names)
@@ -142,6 +147,11 @@ class Detector:
     def batch(self) -> int:
         """Frames that one call of the graph takes; those of `run_all` go through it in groups of so many."""
         return 1 if self._tiles else self._manifest.graph.batch
+
+    @property
+    def calls(self) -> int:
+        """How many calls of `infer` its backend gains by at once."""
+        return getattr(self._backend, "calls", 1)
 
     def run_all(self, frames: Sequence[Any]) -> list[Detections]:
         """Detect the objects of several frames, of whatever sizes; each as in `run`."""
@@ -267,8 +277,8 @@ class Detector:
             return
         front_end = self.front_end(camera, getattr(source, "name", "The stream"))
         # The next frame of a camera may be long in coming, and whatever does not say that it is none may be one.
-        ahead = 0 if getattr(source, "live", True) else 1
-        for prepared, rest in overlapped(self._jobs(source, front_end), ahead):
+        ahead = 0 if getattr(source, "live", True) else self.calls
+        for prepared, rest in overlapped(self._jobs(source, front_end), ahead, self.calls):
             yield front_end.finish(prepared, rest()[0] if rest else None)
 
     def _jobs(self, source: Iterable[Frame], front_end: FrontEnd) -> Iterator[Callable[[], _Answer]]:

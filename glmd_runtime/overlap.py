@@ -1,6 +1,6 @@
-"""A thread for the network, so that meanwhile the next frame is prepared and the one before is finished.
+"""Threads for the network, so that meanwhile the next frame is prepared and the one before is finished.
 
-It waits for the inference library without Python's lock, which leaves that to the caller's thread.
+They wait for the inference library without Python's lock, which leaves that to the caller's thread.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 
 @contextmanager
-def network_thread() -> Iterator[Executor]:
-    """Does jobs in order. At the end the one that it is at is waited for, those behind it are not done."""
-    thread = ThreadPoolExecutor(1, "network")
+def network_threads(number: int) -> Iterator[Executor]:
+    """Begin with jobs in order. At the end those that they are at are waited for, those behind are not done."""
+    threads = ThreadPoolExecutor(number, "network")
     try:
-        yield thread
+        yield threads
     finally:
-        thread.shutdown(cancel_futures=True)
+        threads.shutdown(cancel_futures=True)
 
 
 def failed(error: Exception) -> Future[T]:
@@ -31,16 +31,16 @@ def failed(error: Exception) -> Future[T]:
     return future
 
 
-def overlapped(jobs: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:
+def overlapped(jobs: Iterable[Callable[[], T]], ahead: int, at_once: int) -> Iterator[T]:
     """What jobs return, in order, as `(job() for job in jobs)` gives it.
 
     Args: jobs, made as they are asked for, in the caller's thread; ahead, how many are begun before what the one before
-        returned is given: 0 where the next may be long in coming.
+        returned is given: 0 where the next may be long in coming; at_once, the threads.
     Raises: what a job raises, or the making of one, after what came before.
     """
-    with network_thread() as thread:
+    with network_threads(at_once) as threads:
         under_way: deque[Future[T]] = deque()
-        for begun in _begun(jobs, thread):
+        for begun in _begun(jobs, threads):
             under_way.append(begun)
             if len(under_way) > ahead:
                 yield under_way.popleft().result()
@@ -48,9 +48,9 @@ def overlapped(jobs: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:
             yield under_way.popleft().result()
 
 
-def _begun(jobs: Iterable[Callable[[], T]], thread: Executor) -> Iterator[Future[T]]:
+def _begun(jobs: Iterable[Callable[[], T]], threads: Executor) -> Iterator[Future[T]]:
     try:
         for job in jobs:
-            yield thread.submit(job)
+            yield threads.submit(job)
     except Exception as error:
         yield failed(error)

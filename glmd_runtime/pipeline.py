@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from time import monotonic
 
 from glmd_runtime.detections import Detections
@@ -29,7 +29,7 @@ from glmd_runtime.detector import Detector
 from glmd_runtime.errors import GlmdError, UsageError
 from glmd_runtime.front_end import Camera, Prepared
 from glmd_runtime.images import Images
-from glmd_runtime.overlap import failed, network_thread
+from glmd_runtime.overlap import failed, network_threads
 from glmd_runtime.streams import LEAVE, FrameTracker, Result, Stream
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.live import STALENESS, Policy
@@ -87,7 +87,7 @@ class Pipeline:
     ) -> None:
         if not sources:
             raise UsageError("A pipeline needs at least one source; got none.")
-        self._detector, self._at_the_detector = detector, Lock()
+        self._detector = detector
         self._on_result, self._on_status = on_result, on_status
         self._ready: SimpleQueue[Stream | None] = SimpleQueue()
         self._stopped = Event()
@@ -112,7 +112,8 @@ class Pipeline:
             )
             self._waiting: list[Stream] = []
             self._calls: deque[_Call] = deque()  # under way, in order
-            self._most = 1 if any(stream.newest for stream in self.streams) else 2  # that the network has before it
+            self._at_once = detector.calls
+            self._ahead = 0 if any(stream.newest for stream in self.streams) else 1  # calls that wait for the network
             self._turn_numbers = count(1)
             self._served = dict.fromkeys(names, 0)  # the number of each stream's last turn
             self._announced: dict[str, Status] = {}
@@ -126,7 +127,7 @@ class Pipeline:
         """
         for stream in self.streams:
             stream.start(self._ready)
-        with network_thread() as network:
+        with network_threads(self._at_once) as network:
             while not self._stopped.is_set() and not all(stream.finished for stream in self.streams):
                 self._announce()
                 self._wait()
@@ -144,8 +145,8 @@ class Pipeline:
     def detector(self) -> Detector:
         """What detects; may be set from any thread while `run` runs, to what `Detector.enroll` made of it.
 
-        Streams, their memory and their tracks go on, and what the network has not begun with is the new one's. Once it
-        is set no frame is at the old one, which may be closed.
+        Streams, their memory and their tracks go on, and what the network has not begun with is the new one's. The old
+        one may be closed; what it is at is done first.
         Raises: UsageError for a detector whose network wants other pictures, as of another model.
         """
         return self._detector
@@ -158,8 +159,7 @@ class Pipeline:
                 f"pictures: expected {self._detector.preprocess}, got {detector.preprocess}. Set one that `enroll` "
                 "made of the old one, or begin a new Pipeline."
             )
-        with self._at_the_detector:
-            self._detector = detector
+        self._detector = detector
 
     @property
     def stopped(self) -> bool:
@@ -189,9 +189,10 @@ class Pipeline:
 
     def _has_room(self) -> bool:
         """Whether the next call may begin; while the network is busy only a full one, of frames that do not get old."""
+        most = self._at_once + self._ahead
         busy = sum(not call.answer.done() for call in self._calls)
         enough = min(self.detector.batch, len(self.streams)) if busy else 1
-        return busy < self._most and len(self._waiting) >= enough
+        return busy < most and len(self._calls) <= most and len(self._waiting) >= enough
 
     def _has_answer(self) -> bool:
         return bool(self._calls) and self._calls[0].answer.done()
@@ -235,8 +236,13 @@ class Pipeline:
     def _infer(self, images: Images | None) -> _Answer:
         """In the network's thread. Without a picture, as of a closed shutter, there is nothing to find."""
         began = monotonic()
-        with self._at_the_detector:
-            rest = self._detector.infer(images) if images else list
+        detector = self._detector
+        try:
+            rest = detector.infer(images) if images else list
+        except GlmdError:
+            if detector is self._detector:
+                raise
+            return self._infer(images)  # another took its place, and it was closed, before it began
         return monotonic() - began, rest
 
     def _finish(self, call: _Call) -> Iterator[Result]:

@@ -270,25 +270,19 @@ def test_another_detector_takes_over_between_two_frames(tiny_bundle: Path, resul
     old, new = detector(tiny_bundle, backend=busy), detector(tiny_bundle, ROWS[:1])
     pipeline = Pipeline([camera], old, policy="every", on_result=results.append)
 
-    def take_over() -> None:
-        pipeline.detector = new
-        old.close()
-
-    runner, user = Thread(target=pipeline.run), Thread(target=take_over)
+    runner = Thread(target=pipeline.run)
     with pipeline:
         runner.start()
         assert busy.began.wait(SOON)
-        user.start()
-        user.join(0.2)
-        assert user.is_alive() and not busy.closed  # a frame is at the old one
+        pipeline.detector = new
+        old.close()
+        assert not busy.closed  # a frame is at it
         busy.go_on.set()
-        user.join(SOON)
-        assert not user.is_alive() and busy.closed and pipeline.detector is new
         camera.feed(frame(1))
         camera.end()
         runner.join(SOON)
+    assert busy.closed and pipeline.detector is new and pipeline.streams[0].error is None
     assert [result.detections.names for result in results] == [["person", "car"], ["person"]]
-    assert pipeline.streams[0].error is None
 
 
 def test_a_result_may_change_the_detector(tiny_bundle: Path, results: list[Result]) -> None:
