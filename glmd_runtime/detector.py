@@ -112,7 +112,7 @@ class Detector:
 
     @score_threshold.setter
     def score_threshold(self, value: float | None) -> None:
-        self._postprocess = _with_threshold(self._own_postprocess, value)
+        self._postprocess = self._own_postprocess.with_threshold(value)
         self._score_threshold = value
 
     def info(self) -> dict[str, Any]:
@@ -420,11 +420,3 @@ def _open(engine: Path) -> tuple[Bundle, list[str]]:
     if engine.name not in bundle.manifest.engines:
         raise BundleError(f"{engine} is no engine of its bundle; it has {', '.join(bundle.manifest.engines)}.")
     return bundle, [engine.name]
-
-
-def _with_threshold(spec: PostprocessSpec, score_threshold: float | None) -> PostprocessSpec:
-    if score_threshold is None:
-        return spec
-    if not 0 <= score_threshold <= 1:
-        raise UsageError(f"score_threshold must be in 0..1; got {score_threshold}.")
-    return replace(spec, score_thresholds=(float(score_threshold),) * len(spec.score_thresholds))

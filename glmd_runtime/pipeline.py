@@ -46,12 +46,10 @@ _Answer = tuple[float, Callable[[], list[Detections]]]  # seconds, what `Detecto
 class _Call:
     """Frames that go through the network together.
 
-    began      when they were taken, in seconds of `time.monotonic()`
     frames     each with its stream and what was made of it, or the error of that
     preparing  seconds, of all
     """
 
-    began: float
     frames: list[tuple[Stream, Frame, Prepared | Exception]]
     preparing: float
     answer: Future[_Answer]
@@ -231,7 +229,7 @@ class Pipeline:
         except Exception as error:
             preparing, answer = monotonic() - began, failed(error)
         answer.add_done_callback(lambda _: self._ready.put(None))
-        return _Call(began, frames, preparing, answer)
+        return _Call(frames, preparing, answer)
 
     def _infer(self, images: Images | None) -> _Answer:
         """In the network's thread. Without a picture, as of a closed shutter, there is nothing to find."""
@@ -259,8 +257,7 @@ class Pipeline:
             if isinstance(prepared, Exception):
                 stream.fail(prepared)
                 continue
-            came = frame.captured if stream.live else call.began
-            wait = {"wait": monotonic() - came - sum(worked.values())}
+            wait = {"wait": monotonic() - frame.captured - sum(worked.values())} if stream.live else {}
             result = stream.finish(prepared, None if prepared.picture is None else next(found), {**wait, **worked})
             if result:
                 yield result

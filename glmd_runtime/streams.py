@@ -38,8 +38,8 @@ class Result:
     stream   its name
     picture  what the network saw: (H, W) or (H, W, 3) uint8; of a frame that is held (see `FrontEnd`) what it saw last
     seconds  by stage: "prepare" (from the frame to the network's image) and "detect" (the network, and boxes of what it
-             says), both of all streams in a call of the graph; "track" where there is a tracker; "wait" for its turn in
-             between, of a live stream since its capture; "total" the sum
+             says), both of all streams in a call of the graph; "track" where there is a tracker; "wait", of a live
+             stream all that its frame waited since its capture; "total" the sum
     """
 
     stream: str
