@@ -39,9 +39,10 @@ def clip(xyxy: Array, hw: tuple[float, float]) -> Array:
 
 def iou(a: Array, b: Array) -> Array:
     """(N, 4), (M, 4) -> (N, M) intersection over union; 0 where both areas are 0."""
-    top_left = np.maximum(a[:, None, :2], b[None, :, :2])  # (N, M, 2)
-    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])  # (N, M, 2)
-    inter = area(np.concatenate([top_left, bottom_right], axis=2))  # (N, M)
+    # Coordinate by coordinate: (N, M) arrays are gone through several times as fast as pairs in (N, M, 2).
+    width = np.minimum.outer(a[:, 2], b[:, 2]) - np.maximum.outer(a[:, 0], b[:, 0])
+    height = np.minimum.outer(a[:, 3], b[:, 3]) - np.maximum.outer(a[:, 1], b[:, 1])
+    inter = np.maximum(width, 0) * np.maximum(height, 0)  # (N, M)
     union = area(a)[:, None] + area(b)[None, :] - inter
     return np.where(union > 0, inter / np.where(union > 0, union, 1), 0).astype(np.float32)
 

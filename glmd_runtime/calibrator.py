@@ -25,12 +25,18 @@ class Calibrator:
     """An opened pcb.onnx with its prototypes. May be called from several threads.
 
     Args: bundle, whose manifest has a calibration; backend, the detector's: it runs this graph as well if it reads
-        ONNX, and otherwise one that does and is installed here, on the CPU; threads, device, as in `backends.load`.
+        ONNX, and otherwise one that does and is installed here, on the CPU; the others, as in `backends.load`.
     Raises: UnsupportedError when no backend here can run it; BundleError when a file of it is unreadable.
     """
 
     def __init__(
-        self, bundle: Bundle, backend: str, *, threads: int | None = None, device: str | None = None
+        self,
+        bundle: Bundle,
+        backend: str,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        throughput: bool = False,
     ) -> None:
         manifest = bundle.manifest
         if manifest.calibration is None:
@@ -39,7 +45,8 @@ class Calibrator:
         self.calibration = Calibration(manifest.calibration, prototypes)
         self.backend_name = backend if backend in readers() else _first_installed(bundle)
         on = device if backend in readers() else "cpu"
-        self._backend: backends.Backend = backends.load(self.backend_name, bundle.path / PCB_MODEL, threads, on)
+        model = bundle.path / PCB_MODEL
+        self._backend: backends.Backend = backends.load(self.backend_name, model, threads, on, throughput)
         self._batch, self._rows = manifest.graph.batch, manifest.postprocess.max_detections
         self._class_names = manifest.class_names
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,12 +20,17 @@ from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
 from glmd_runtime.enroll import Enrolment, Regions, checked_boxes, learn, read_enrolment, regions
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
-from glmd_runtime.front_end import Camera, FrontEnd
+from glmd_runtime.front_end import Camera, FrontEnd, Prepared
+from glmd_runtime.images import Images, as_numpy, to_images, to_tiles
+from glmd_runtime.overlap import overlapped
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs
-from glmd_runtime.preprocess import Geometry, PreprocessSpec, check_frame, preprocess
+from glmd_runtime.preprocess import Geometry, PreprocessSpec
 from glmd_runtime.selection import open_best
-from glmd_runtime.tiles import Tiles, merge, parse_tiles
+from glmd_runtime.tiles import merge, parse_tiles
 from glmd_runtime.video.frame import Frame
+
+_Rest = Callable[[], list[Detections]]  # what is left to do when the network has said what it says
+_Answer = tuple[Prepared, _Rest | None]
 
 
 class Detector:
@@ -38,6 +45,8 @@ class Detector:
         pcb: whether a bundle exported with --pcb calibrates its scores; another bundle never does.
         threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library.
         device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
+        throughput: for clips: several frames are computed at once, each on a share of the cores, where that is a gain.
+            `stream` and a Pipeline then give more frames a second, and each frame takes longer.
         build: "auto" builds a TensorRT engine on this device when there is none in the cache, which takes minutes;
             "never" uses only what is cached.
         tiles: (columns, rows) cuts each frame into overlapping tiles and runs them and the whole frame, so that small
@@ -56,6 +65,7 @@ class Detector:
         threads: int | None = None,
         device: str | None = None,
         build: str = "auto",
+        throughput: bool = False,
         pcb: bool = True,
         tiles: Sequence[int] | None = None,
     ) -> None:
@@ -72,17 +82,19 @@ class Detector:
         self._backend: backends.Backend | None
         if isinstance(backend, str):
             self._backend_name, self._engine, self._backend = open_best(
-                bundle, files, backend, threads=threads, device=device, build=build
+                bundle, files, backend, threads=threads, device=device, build=build, throughput=throughput
             )
         else:
             self._backend_name, self._engine, self._backend = type(backend).__name__, files[0], backend
         self._device = getattr(self._backend, "device", "unknown")
         self._calibrator = (
-            Calibrator(bundle, self._backend_name, threads=threads, device=device) if calibration else None
+            Calibrator(bundle, self._backend_name, threads=threads, device=device, throughput=throughput)
+            if calibration
+            else None
         )
         if self._calibrator and self._enrolment:
             self._calibrator = self._calibrator.and_classes(self._enrolment.spec.class_names)
-        self._owners = _Owners()
+        self._users = _Users()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -100,7 +112,7 @@ class Detector:
 
     @score_threshold.setter
     def score_threshold(self, value: float | None) -> None:
-        self._postprocess = _with_threshold(self._own_postprocess, value)
+        self._postprocess = self._own_postprocess.with_threshold(value)
         self._score_threshold = value
 
     def info(self) -> dict[str, Any]:
@@ -129,33 +141,63 @@ class Detector:
         Returns: boxes in frame pixels, best score first.
         Raises: FrameError for another array or one too small for the tiles, GlmdError after `close`.
         """
-        frame = _as_numpy(frame)
-        if self._tiles:
-            return self._run_tiles(frame, self._tiles)
-        image, geometry = preprocess(frame, self._manifest.preprocess)
-        return self.run_images(image[None], [geometry])[0]
+        return self.run_all([frame])[0]
 
     @property
     def batch(self) -> int:
         """Frames that one call of the graph takes; those of `run_all` go through it in groups of so many."""
         return 1 if self._tiles else self._manifest.graph.batch
 
+    @property
+    def calls(self) -> int:
+        """How many calls of `infer` its backend gains by at once."""
+        return getattr(self._backend, "calls", 1)
+
     def run_all(self, frames: Sequence[Any]) -> list[Detections]:
         """Detect the objects of several frames, of whatever sizes; each as in `run`."""
-        if self._tiles or not frames:
-            return [self.run(frame) for frame in frames]
-        pairs = [preprocess(_as_numpy(frame), self._manifest.preprocess) for frame in frames]
-        return self.run_images(np.stack([image for image, _ in pairs]), [geometry for _, geometry in pairs])
+        groups = [[frame] for frame in frames] if self._tiles else [frames] if len(frames) else []
+        return [found for group in groups for found in self.infer(self.prepare(group))()]
 
-    def _run_tiles(self, frame: Any, tiles: Tiles) -> Detections:
-        check_frame(frame)
-        windows = tiles.windows(frame.shape[:2])  # (T + 1, 4)
-        spec = self._manifest.preprocess
-        # Counts become intensities before the cut: a tile's own percentiles would give it a contrast of its own.
-        intensities = spec.intensity(frame)
-        cut = [preprocess(intensities[y1:y2, x1:x2], spec) for x1, y1, x2, y2 in windows]
-        found = self.run_images(np.stack([image for image, _ in cut]), [geometry for _, geometry in cut])
-        return merge(found, windows, self._postprocess)
+    def prepare(self, frames: Sequence[Any]) -> Images:
+        """The first part of `run_all`, for a loop that has something to do while the network computes.
+
+            images = detector.prepare(frames)       # on the CPU
+            rest = detector.infer(images)           # in another thread, say, for which it waits without Python's lock
+            found = rest()                          # on the CPU again
+
+        Args: frames, one or more; with tiles, one. Raises: FrameError, as `run`.
+        """
+        if self._tiles:
+            [frame] = frames
+            return to_tiles(frame, self._manifest.preprocess, self._tiles)
+        return to_images(frames, self._manifest.preprocess)
+
+    def infer(self, images: Images) -> _Rest:
+        """What the network says of images, as what is left to do: to be called once, for one result a frame.
+
+        That needs no engine, so the detector may be closed by then; thresholds are those of the moment it is called.
+        Raises: GlmdError after `close`, and what the backend raises.
+        """
+        with self._open_backend() as backend:
+            raws = self._run_raw(backend, images)
+            if self._calibrator:  # a network too
+                pixels, spec = np.asarray(images.pixels), self._postprocess
+                found = self._calibrator.detections(pixels, self._extended(raws), images.geometries, spec)
+                return lambda: self._merged(found, images)
+        return lambda: self._merged(self._found(raws, images), images)
+
+    def _extended(self, raws: list[RawOutputs]) -> list[RawOutputs]:
+        """The graph's K classes -> K + E."""
+        return [self._enrolment.extend(raw, self._postprocess) for raw in raws] if self._enrolment else raws
+
+    def _found(self, raws: list[RawOutputs], images: Images) -> list[Detections]:
+        spec, names = self._postprocess, self.class_names
+        pairs = zip(self._extended(raws), images.geometries, strict=True)
+        return [postprocess(raw, geometry, spec, names) for raw, geometry in pairs]
+
+    def _merged(self, found: list[Detections], images: Images) -> list[Detections]:
+        """Those of a frame's tiles as the frame's."""
+        return found if images.windows is None else [merge(found, images.windows, self._postprocess)]
 
     def run_images(self, images: Any, geometries: Sequence[Geometry]) -> list[Detections]:
         """Detect the objects of N images that are preprocessed already.
@@ -168,23 +210,31 @@ class Detector:
         Returns: one result an image, boxes in pixels of the frame that the geometry names, best score first.
         Raises: FrameError for another shape, type or place, GlmdError after `close`.
         """
-        raws = self._run_raw(images, geometries)
-        if self._enrolment:
-            raws = [self._enrolment.extend(raw, self._postprocess) for raw in raws]
-        if self._calibrator:
-            return self._calibrator.detections(np.asarray(images), raws, geometries, self._postprocess)
-        return [
-            postprocess(raw, to, self._postprocess, self.class_names) for raw, to in zip(raws, geometries, strict=True)
-        ]
+        return self.infer(Images(images, geometries))()
 
-    def _run_raw(self, images: Any, geometries: Sequence[Geometry]) -> list[RawOutputs]:
-        """The graph's own answers, of its K classes."""
+    @contextmanager
+    def _open_backend(self) -> Iterator[backends.Backend]:
+        """The backend; what is at it when the detector is closed is done first."""
         backend = self._backend
-        if backend is None:
+        if backend is None or not self._users.join():
             raise GlmdError("The Detector is closed and cannot run another frame. Make a new one.")
-        self._check_images(images, len(geometries))
+        try:
+            yield backend
+        finally:
+            self._leave(backend)
+
+    def _leave(self, backend: backends.Backend) -> None:
+        if self._users.leave():
+            backend.close()
+            if self._calibrator:
+                self._calibrator.close()
+
+    def _run_raw(self, backend: backends.Backend, images: Images) -> list[RawOutputs]:
+        """The graph's own answers, of its K classes."""
+        pixels, geometries = images.pixels, images.geometries
+        self._check_images(pixels, len(geometries))
         valid_hw = np.asarray([geometry.valid_hw for geometry in geometries], np.float32)  # (N, 2)
-        inputs = {"images": images if is_on_device(images) else np.asarray(images), "valid_hw": valid_hw}
+        inputs = {"images": pixels if is_on_device(pixels) else np.asarray(pixels), "valid_hw": valid_hw}
         return split_outputs(backends.run_padded(backend, self._manifest.graph.batch, inputs))
 
     def _check_images(self, images: Any, count: int) -> None:
@@ -219,17 +269,26 @@ class Detector:
             to this one.
         Raises: SourceError when it cannot be opened or read, UsageError for a wrong sim:// address.
         """
-        if not isinstance(source, str | Path):
-            front_end = self.front_end(camera, getattr(source, "name", "The stream"))
-            for frame in source:
-                prepared = front_end.prepare(frame)
-                found = None if prepared.picture is None else self.run(prepared.picture)
-                yield front_end.finish(prepared, found)
-            return
-        from glmd_runtime.video.sources import open_source
+        if isinstance(source, str | Path):
+            from glmd_runtime.video.sources import open_source
 
-        with open_source(source) as opened:
-            yield from self.stream(opened, camera=camera)
+            with open_source(source) as opened:
+                yield from self.stream(opened, camera=camera)
+            return
+        front_end = self.front_end(camera, getattr(source, "name", "The stream"))
+        # The next frame of a camera may be long in coming, and whatever does not say that it is none may be one.
+        ahead = 0 if getattr(source, "live", True) else self.calls
+        for prepared, rest in overlapped(self._jobs(source, front_end), ahead, self.calls):
+            yield front_end.finish(prepared, rest()[0] if rest else None)
+
+    def _jobs(self, source: Iterable[Frame], front_end: FrontEnd) -> Iterator[Callable[[], _Answer]]:
+        for frame in source:
+            prepared = front_end.prepare(frame)
+            images = None if prepared.picture is None else self.prepare([prepared.picture])
+            yield partial(self._answer, prepared, images)
+
+    def _answer(self, prepared: Prepared, images: Images | None) -> _Answer:
+        return prepared, self.infer(images) if images else None
 
     def front_end(self, camera: Camera | None = None, name: str = "The stream") -> FrontEnd:
         """What one stream remembers, for a loop of one's own around `run`; `stream` is such a loop.
@@ -266,7 +325,7 @@ class Detector:
         other.score_threshold = self.score_threshold
         if self._calibrator:
             other._calibrator = self._calibrator.and_classes([name])
-        self._owners.join()
+        self._users.join()
         return other
 
     def _check_enrol(self, name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> None:
@@ -282,13 +341,15 @@ class Detector:
 
     def _picture(self, frame: Any, camera: Camera | None) -> Any:
         """What the network is to see of one frame of a camera: that of a stream that begins with it."""
-        image = frame.image if isinstance(frame, Frame) else _as_numpy(frame)
+        image = frame.image if isinstance(frame, Frame) else as_numpy(frame)
         return self.front_end(camera).prepare(Frame(image, 0, 0.0)).picture if camera else image
 
     def _regions(self, picture: Any, wanted: Any) -> Regions:
-        image, geometry = preprocess(picture, self._manifest.preprocess)
-        xyxy = checked_boxes(wanted, geometry.frame_hw)
-        return regions(self._run_raw(image[None], [geometry])[0], geometry.to_image(xyxy))
+        images = to_images([picture], self._manifest.preprocess)
+        xyxy = checked_boxes(wanted, images.geometries[0].frame_hw)
+        with self._open_backend() as backend:
+            [raw] = self._run_raw(backend, images)
+        return regions(raw, images.geometries[0].to_image(xyxy))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Bundle:
         """Write a bundle with this detector's enrolled classes: its bundle's files, sealed anew with what was learned.
@@ -310,10 +371,8 @@ class Detector:
     def close(self) -> None:
         """Give back the backend, unless another detector shares it; calling it again does nothing."""
         backend, self._backend = self._backend, None
-        if backend is not None and self._owners.leave():
-            backend.close()
-            if self._calibrator:
-                self._calibrator.close()
+        if backend is not None:
+            self._leave(backend)
 
     def __enter__(self) -> Detector:
         return self
@@ -322,15 +381,17 @@ class Detector:
         self.close()
 
 
-class _Owners:
-    """How many detectors share a backend."""
+class _Users:
+    """How many share a backend: detectors, and calls that it is at."""
 
     def __init__(self) -> None:
         self._count, self._lock = 1, Lock()
 
-    def join(self) -> None:
+    def join(self) -> bool:
+        """False when the last one has left before."""
         with self._lock:
-            self._count += 1
+            self._count += self._count > 0
+            return self._count > 0
 
     def leave(self) -> bool:
         """Whether this was the last one."""
@@ -359,31 +420,3 @@ def _open(engine: Path) -> tuple[Bundle, list[str]]:
     if engine.name not in bundle.manifest.engines:
         raise BundleError(f"{engine} is no engine of its bundle; it has {', '.join(bundle.manifest.engines)}.")
     return bundle, [engine.name]
-
-
-def _with_threshold(spec: PostprocessSpec, score_threshold: float | None) -> PostprocessSpec:
-    if score_threshold is None:
-        return spec
-    if not 0 <= score_threshold <= 1:
-        raise UsageError(f"score_threshold must be in 0..1; got {score_threshold}.")
-    return replace(spec, score_thresholds=(float(score_threshold),) * len(spec.score_thresholds))
-
-
-def _as_numpy(frame: Any) -> Any:
-    """A numpy view of an array that speaks DLPack; anything else is left for `preprocess` to judge."""
-    if isinstance(frame, np.ndarray):
-        return frame
-    if is_on_device(frame):
-        raise FrameError(
-            f"A frame must be in host memory, where it is preprocessed; got {type(frame).__name__} on a CUDA device. "
-            "Pass a copy that is (of a torch tensor, frame.detach().cpu()), or preprocess it there and use run_images."
-        )
-    if not hasattr(frame, "__dlpack__"):
-        return frame
-    try:
-        return np.from_dlpack(frame)
-    except Exception as error:  # each library has its own kinds of error, and they share no base
-        raise FrameError(
-            f"A frame must be an array in host memory, without gradient; got {type(frame).__name__}: {error}. "
-            "Pass a copy that is; of a torch tensor, frame.detach().cpu()."
-        ) from error

@@ -43,6 +43,7 @@ def open_engine(
     threads: int | None = None,
     device: str | None = None,
     build: str = "auto",
+    throughput: bool = False,
 ) -> backends.Backend:
     """Load one of a bundle's engine files; for "tensorrt", the engine built from it on this device.
 
@@ -51,7 +52,7 @@ def open_engine(
 
     Args:
         engine: a file of the manifest's engines; backend, the name of one that reads it.
-        threads, device: as in `backends.load`.
+        threads, device, throughput: as in `backends.load`.
         build: "auto", or "never" to use only what is cached.
     Raises: what `backends.load` and `build_plan` do; ParityError when the answers are not the reference's;
         UnsupportedError when nothing is cached and nothing may be built.
@@ -60,18 +61,18 @@ def open_engine(
         raise UsageError(f"build must be one of {', '.join(BUILD)}; got {build!r}.")
     backends.require(backend)
     if backend == "tensorrt":
-        return _open_tensorrt(bundle, engine, threads, device, build)
-    loaded = backends.load(backend, bundle.path / engine, threads, device)
+        return _open_tensorrt(bundle, engine, threads, device, build, throughput)
+    loaded = backends.load(backend, bundle.path / engine, threads, device, throughput)
     if backend == "tensorrt_rtx":
         _check(loaded, bundle, engine, backend)
     return loaded
 
 
 def _open_tensorrt(
-    bundle: Bundle, engine: str, threads: int | None, device: str | None, build: str
+    bundle: Bundle, engine: str, threads: int | None, device: str | None, build: str, throughput: bool
 ) -> backends.Backend:
     def load(plan: Path) -> backends.Backend:
-        return backends.load("tensorrt", plan, threads, device)
+        return backends.load("tensorrt", plan, threads, device, throughput)
 
     index = cuda.use_device(device, "tensorrt")
     plugin = _plugins_for(engine)

@@ -1,6 +1,10 @@
 """Many streams, one engine: whoever has a frame ready takes its turn.
 
-    reader thread of each source -> a slot for one frame -> Pipeline.run: engine, tracker -> on_result
+    reader thread of each source -> a slot for one frame -> Pipeline.run: prepare
+        -> network thread -> Pipeline.run: boxes, tracker, on_result
+
+While the network computes, the results of the call before are finished, and the next frames of files are prepared. A
+camera's newest frame is taken when the network is free, so that it does not grow old in a queue.
 
 Turns go around: of those that have a frame ready it is the turn of the one that was served longest ago. A graph that
 takes several images at once gets those of several streams, as many as wait; its call lasts as long with fewer. A live
@@ -9,18 +13,23 @@ stream's slot holds its newest frame, so that a busy engine makes frames fewer, 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from time import monotonic
 
+from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
 from glmd_runtime.errors import GlmdError, UsageError
-from glmd_runtime.front_end import Camera
+from glmd_runtime.front_end import Camera, Prepared
+from glmd_runtime.images import Images
+from glmd_runtime.overlap import failed, network_threads
 from glmd_runtime.streams import LEAVE, FrameTracker, Result, Stream
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.live import STALENESS, Policy
@@ -29,6 +38,21 @@ from glmd_runtime.video.sources import open_source
 from glmd_runtime.video.status import Status
 
 POLL = 0.1  # seconds between looks at the states of sources
+
+_Answer = tuple[float, Callable[[], list[Detections]]]  # seconds, what `Detector.infer` returns
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """Frames that go through the network together.
+
+    frames     each with its stream and what was made of it, or the error of that
+    preparing  seconds, of all
+    """
+
+    frames: list[tuple[Stream, Frame, Prepared | Exception]]
+    preparing: float
+    answer: Future[_Answer]
 
 
 class Pipeline:
@@ -61,7 +85,7 @@ class Pipeline:
     ) -> None:
         if not sources:
             raise UsageError("A pipeline needs at least one source; got none.")
-        self._detector, self._at_the_detector = detector, Lock()
+        self._detector = detector
         self._on_result, self._on_status = on_result, on_status
         self._ready: SimpleQueue[Stream | None] = SimpleQueue()
         self._stopped = Event()
@@ -85,6 +109,9 @@ class Pipeline:
                 for name, source in zip(names, opened, strict=True)
             )
             self._waiting: list[Stream] = []
+            self._calls: deque[_Call] = deque()  # under way, in order
+            self._at_once = detector.calls
+            self._ahead = 0 if any(stream.newest for stream in self.streams) else 1  # calls that wait for the network
             self._turn_numbers = count(1)
             self._served = dict.fromkeys(names, 0)  # the number of each stream's last turn
             self._announced: dict[str, Status] = {}
@@ -98,10 +125,15 @@ class Pipeline:
         """
         for stream in self.streams:
             stream.start(self._ready)
-        while not self._stopped.is_set() and not all(stream.finished for stream in self.streams):
-            self._announce()
-            for result in self._detect(self._turns()):
-                self._on_result(result)
+        with network_threads(self._at_once) as network:
+            while not self._stopped.is_set() and not all(stream.finished for stream in self.streams):
+                self._announce()
+                self._wait()
+                if self._has_room() and (turns := self._turns()):
+                    self._calls.append(self._begin(turns, network))
+                if self._has_answer():
+                    for result in self._finish(self._calls.popleft()):
+                        self._on_result(result)
         self._announce()
         for stream in self.streams:
             if stream.error:
@@ -111,8 +143,8 @@ class Pipeline:
     def detector(self) -> Detector:
         """What detects; may be set from any thread while `run` runs, to what `Detector.enroll` made of it.
 
-        Streams, their memory and their tracks go on, and the next frame is the new one's. Once it is set no frame is at
-        the old one, which may be closed.
+        Streams, their memory and their tracks go on, and what the network has not begun with is the new one's. The old
+        one may be closed; what it is at is done first.
         Raises: UsageError for a detector whose network wants other pictures, as of another model.
         """
         return self._detector
@@ -125,8 +157,7 @@ class Pipeline:
                 f"pictures: expected {self._detector.preprocess}, got {detector.preprocess}. Set one that `enroll` "
                 "made of the old one, or begin a new Pipeline."
             )
-        with self._at_the_detector:
-            self._detector = detector
+        self._detector = detector
 
     @property
     def stopped(self) -> bool:
@@ -134,7 +165,7 @@ class Pipeline:
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """Make `run` return after the frame that it is at; from any thread, or a signal's handler."""
+        """Make `run` return; from any thread, or a signal's handler. What is under way then has no result."""
         self._stopped.set()
         self._ready.put(None)
 
@@ -154,9 +185,28 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _has_room(self) -> bool:
+        """Whether the next call may begin; while the network is busy only a full one, of frames that do not get old."""
+        most = self._at_once + self._ahead
+        busy = sum(not call.answer.done() for call in self._calls)
+        enough = min(self.detector.batch, len(self.streams)) if busy else 1
+        return busy < most and len(self._calls) <= most and len(self._waiting) >= enough
+
+    def _has_answer(self) -> bool:
+        return bool(self._calls) and self._calls[0].answer.done()
+
+    def _wait(self) -> None:
+        """Until there is something to do, or for a moment."""
+        try:
+            ready = self._ready.get(timeout=0 if self._has_room() or self._has_answer() else POLL)
+            while True:
+                self._waiting += [ready] if ready else []
+                ready = self._ready.get_nowait()
+        except Empty:
+            pass
+
     def _turns(self) -> list[tuple[Stream, Frame]]:
         """Those whose turn it is, with their frames: as many as the graph takes at once, of those that wait."""
-        self._wait()
         self._waiting.sort(key=lambda stream: self._served[stream.name])
         turns: list[tuple[Stream, Frame]] = []
         while self._waiting and len(turns) < self.detector.batch:
@@ -166,32 +216,49 @@ class Pipeline:
                 self._served[stream.name] = next(self._turn_numbers)
         return turns
 
-    def _wait(self) -> None:
-        """Until someone waits, or for a moment."""
-        try:
-            ready = self._ready.get(timeout=0 if self._waiting else POLL)
-            while True:
-                self._waiting += [ready] if ready else []
-                ready = self._ready.get_nowait()
-        except Empty:
-            pass
-
-    def _detect(self, turns: list[tuple[Stream, Frame]]) -> Iterator[Result]:
+    def _begin(self, turns: list[tuple[Stream, Frame]], network: Executor) -> _Call:
+        """Prepare frames, and hand them to the network's thread; errors have their turn when the call is finished."""
         began = monotonic()
-        prepared = [(stream, shown) for stream, frame in turns if (shown := stream.prepare(frame))]
-        ready = monotonic()
-        pictures = [shown.picture for _, shown in prepared if shown.picture is not None]
+        frames = [(stream, frame, _prepared(stream, frame)) for stream, frame in turns]
+        pictures = [p.picture for *_, p in frames if isinstance(p, Prepared) and p.picture is not None]
+        answer: Future[_Answer]
         try:
-            with self._at_the_detector:
-                found = iter(self._detector.run_all(pictures))
+            images = self.detector.prepare(pictures) if pictures else None
+            preparing = monotonic() - began
+            answer = network.submit(self._infer, images)
+        except Exception as error:
+            preparing, answer = monotonic() - began, failed(error)
+        answer.add_done_callback(lambda _: self._ready.put(None))
+        return _Call(frames, preparing, answer)
+
+    def _infer(self, images: Images | None) -> _Answer:
+        """In the network's thread. Without a picture, as of a closed shutter, there is nothing to find."""
+        began = monotonic()
+        detector = self._detector
+        try:
+            rest = detector.infer(images) if images else list
+        except GlmdError:
+            if detector is self._detector:
+                raise
+            return self._infer(images)  # another took its place, and it was closed, before it began
+        return monotonic() - began, rest
+
+    def _finish(self, call: _Call) -> Iterator[Result]:
+        began = monotonic()
+        try:
+            seconds, rest = call.answer.result()
+            found = iter(rest())
         except Exception as error:  # these streams' own; the others go on
-            for stream, _ in prepared:
-                stream.fail(error)
+            for stream, _, prepared in call.frames:
+                stream.fail(prepared if isinstance(prepared, Exception) else error)
             return
-        seconds = {"prepare": ready - began, "detect": monotonic() - ready}
-        for stream, shown in prepared:
-            wait = {"wait": began - shown.frame.captured} if stream.live else {}
-            result = stream.finish(shown, None if shown.picture is None else next(found), {**wait, **seconds})
+        worked = {"prepare": call.preparing, "detect": seconds + monotonic() - began}
+        for stream, frame, prepared in call.frames:
+            if isinstance(prepared, Exception):
+                stream.fail(prepared)
+                continue
+            wait = {"wait": monotonic() - frame.captured - sum(worked.values())} if stream.live else {}
+            result = stream.finish(prepared, None if prepared.picture is None else next(found), {**wait, **worked})
             if result:
                 yield result
 
@@ -201,6 +268,13 @@ class Pipeline:
             if self._announced.get(stream.name) != status:
                 self._announced[stream.name] = status
                 self._on_status(stream.name, status)
+
+
+def _prepared(stream: Stream, frame: Frame) -> Prepared | Exception:
+    try:
+        return stream.prepare(frame)
+    except Exception as error:  # the other streams go on
+        return error
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

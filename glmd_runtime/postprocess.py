@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime import boxes as box_ops
 from glmd_runtime.detections import Detections
+from glmd_runtime.errors import UsageError
 from glmd_runtime.preprocess import Geometry
 
 
@@ -54,6 +55,14 @@ class PostprocessSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PostprocessSpec:
         return cls(**{**values, "score_thresholds": tuple(values["score_thresholds"])})
+
+    def with_threshold(self, score: float | None) -> PostprocessSpec:
+        """One threshold for all classes; None for those that it has. Raises: UsageError for one outside of 0..1."""
+        if score is None:
+            return self
+        if not 0 <= score <= 1:
+            raise UsageError(f"score_threshold must be in 0..1; got {score}.")
+        return replace(self, score_thresholds=(float(score),) * len(self.score_thresholds))
 
 
 def postprocess(

@@ -101,7 +101,7 @@ def preprocess(frame: NDArray[Any], spec: PreprocessSpec) -> tuple[NDArray[np.fl
         valid_hw = letterbox_size(frame.shape[:2], spec.size_hw)
         resized, canvas_hw = letterbox_resize(intensities, valid_hw), spec.size_hw
     image = np.zeros((spec.channels, *canvas_hw), np.float32)
-    image[:, : valid_hw[0], : valid_hw[1]] = normalise(resized, spec)
+    normalise(resized, spec, image[:, : valid_hw[0], : valid_hw[1]])
     return image, Geometry(frame.shape[:2], valid_hw)
 
 
@@ -120,14 +120,15 @@ def check_frame(frame: NDArray[Any]) -> None:
         raise FrameError(f"A frame must have at least one pixel; got shape {frame.shape}. Did the camera deliver?")
 
 
-def normalise(intensities: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """(H, W) or (H, W, 3) BGR uint8 -> (C, H, W) float32, minus mean, over std."""
+def normalise(intensities: NDArray[np.uint8], spec: PreprocessSpec, out: NDArray[np.float32]) -> None:
+    """(H, W) or (H, W, 3) BGR uint8 -> minus mean, over std, into `out`, a (C, H, W) float32 part of an image."""
     if spec.channels == 1 and intensities.ndim == 3:
         intensities = np.asarray(cv2.cvtColor(intensities, cv2.COLOR_BGR2GRAY), np.uint8)
-    planes = intensities[None] if intensities.ndim == 2 else intensities.transpose(2, 0, 1)  # (1 or 3, H, W)
-    mean = np.asarray(spec.mean, np.float32)[:, None, None]
-    std = np.asarray(spec.std, np.float32)[:, None, None]
-    return (planes.astype(np.float32) - mean) / std  # a grey plane broadcasts to three channels
+    for channel, (mean, std, plane) in enumerate(zip(spec.mean, spec.std, out, strict=True)):
+        # One pass, as there are only so many intensities.
+        table = (np.arange(256, dtype=np.float32) - np.float32(mean)) / np.float32(std)
+        grey = intensities if intensities.ndim == 2 else cv2.extractChannel(intensities, channel)
+        cv2.LUT(grey, table, plane)
 
 
 def letterbox_size(frame_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> tuple[int, int]:

@@ -46,6 +46,7 @@ def open_best(
     threads: int | None = None,
     device: str | None = None,
     build: str = "auto",
+    throughput: bool = False,
 ) -> Opened:
     """Open the fastest of some engine files that can run here and whose answers are right.
 
@@ -55,7 +56,7 @@ def open_best(
     Args: engines, files of the manifest's engines; backend, a name or "auto"; the others as in `engines.open_engine`.
     Raises: UnsupportedError when there is none; of a named backend, what `engines.open_engine` raises; UsageError.
     """
-    options = {"threads": threads, "device": device, "build": build}
+    options = {"threads": threads, "device": device, "build": build, "throughput": throughput}
     if backend == "auto":
         return _open_fastest(bundle, engines, options)
     backends.require(backend)

@@ -37,8 +37,9 @@ class Result:
 
     stream   its name
     picture  what the network saw: (H, W) or (H, W, 3) uint8; of a frame that is held (see `FrontEnd`) what it saw last
-    seconds  by stage: "wait" from capture to the frame's turn (only of a live stream), "prepare",
-             "detect" (of all streams in a call of the graph), "track" where there is a tracker, "total" the sum
+    seconds  by stage: "prepare" (from the frame to the network's image) and "detect" (the network, and boxes of what it
+             says), both of all streams in a call of the graph; "track" where there is a tracker; "wait", of a live
+             stream all that its frame waited since its capture; "total" the sum
     """
 
     stream: str
@@ -54,6 +55,7 @@ class Stream:
     name    the source's, with a number where two have the same
     error   what ended it, if that was an error
     frames  how many were detected in; those of a closed shutter are in `held`
+    newest  whether its slot holds the newest frame; else each waits until it is taken
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class Stream:
         self.error: Exception | None = None
         self._picture: NDArray[np.uint8] | None = None
         self.frames = 0
-        self._newest = newest and source.live
-        self._staleness = staleness if self._newest else float("inf")
+        self.newest = newest and source.live
+        self._staleness = staleness if self.newest else float("inf")
         self._slot: Frame | None = None
+        self._under_way = 0  # frames that were taken and are not done
+        self._failed = False
         self._changed = Condition()  # guards the slot and the figures
         self._dropped: Counter[str] = Counter()
         self._ended: Status | None = None
@@ -89,7 +93,7 @@ class Stream:
     @property
     def finished(self) -> bool:
         """No frame is left, and none will come."""
-        return self._ended is not None and self._slot is None
+        return self._ended is not None and self._slot is None and not self._under_way
 
     @property
     def status(self) -> Status:
@@ -143,19 +147,18 @@ class Stream:
         """What is not as in training, see `FrontEnd.warnings`."""
         return dict(self._front_end.warnings)
 
-    def prepare(self, frame: Frame) -> Prepared | None:
-        """What the network is to see; None where an error ended this stream."""
-        try:
-            return self._front_end.prepare(frame)
-        except Exception as error:  # the other streams go on
-            self.fail(error)
-            return None
+    def prepare(self, frame: Frame) -> Prepared:
+        """What the network is to see of a frame that was taken. `finish` or `fail` comes for each, in order."""
+        return self._front_end.prepare(frame)
 
     def finish(self, prepared: Prepared, found: Detections | None, seconds: dict[str, float]) -> Result | None:
-        """The result, tracked and counted; None where an error ended this stream.
+        """The result, tracked and counted; None where an error, this frame's or an earlier one's, ended this stream.
 
         Args: found, None for a frame that is held; seconds, of the stages so far.
         """
+        if self._failed:
+            self._under_way -= 1
+            return None
         began = monotonic()
         try:
             frame, found = self._front_end.finish(prepared, found)
@@ -172,6 +175,7 @@ class Stream:
             self._recent.append((self._last, seconds["total"]))
             self._forget()  # here too, as nobody may ever ask
         self._picture = self._seen(prepared)
+        self._under_way -= 1
         return Result(self.name, frame, found, self._picture, seconds)
 
     def _seen(self, prepared: Prepared) -> NDArray[np.uint8]:
@@ -192,12 +196,15 @@ class Stream:
             if frame is not None and monotonic() - frame.captured > self._staleness:
                 self._dropped["stale"] += 1
                 return None
+            self._under_way += frame is not None
             return frame
 
     def fail(self, error: Exception) -> None:
-        """An error of what comes after the reader ends the stream, whatever is still to come."""
+        """An error of a frame that was taken ends the stream, whatever is still to come."""
         with self._changed:
             self._end(error)
+            self._failed = True
+            self._under_way -= 1
             self._slot = None
             self._changed.notify_all()
 
@@ -231,7 +238,7 @@ class Stream:
     def _offer(self, frame: Frame, ready: SimpleQueue[Stream | None]) -> bool:
         """Put a frame into the slot; False when nobody will take it."""
         with self._changed:
-            if not self._newest:
+            if not self.newest:
                 self._changed.wait_for(lambda: self._slot is None or self._closed or self._ended)
             if self._closed or self._ended:
                 return False

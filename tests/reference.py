@@ -38,6 +38,15 @@ def postprocess(
     return sorted(found, key=lambda row: -row[0])[:most]
 
 
+def normalise(intensities: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """(H, W) or (H, W, C) uint8 -> (C, H, W) float32; grey goes into every channel."""
+    image = np.zeros((len(mean), *intensities.shape[:2]), np.float32)
+    for c in range(len(mean)):
+        plane = intensities if intensities.ndim == 2 else intensities[:, :, c]
+        image[c] = (plane.astype(np.float32) - np.float32(mean[c])) / np.float32(std[c])
+    return image
+
+
 # The two operations of the exported graph (glmd_export/ops.py)
 
 

@@ -98,7 +98,9 @@ def require(name: str) -> None:
         raise UnsupportedError(reason)
 
 
-def load(name: str, model: Path, threads: int | None = None, device: str | None = None) -> Backend:
+def load(
+    name: str, model: Path, threads: int | None = None, device: str | None = None, throughput: bool = False
+) -> Backend:
     """Load an engine file.
 
     Args:
@@ -106,6 +108,7 @@ def load(name: str, model: Path, threads: int | None = None, device: str | None 
         model: a file that it reads; for "tensorrt", the plan that `engines.open_engine` built.
         threads: CPU threads, with TensorRT calls in flight at once; None for the library's own choice.
         device: "cpu", "cuda" or "cuda:N"; None for the best that the library can use here.
+        throughput: whether more calls a second count, several at once, or how long each takes.
     Raises: UsageError for an unknown name or a wrong value, UnsupportedError when the library is not installed or
         broken, or cannot use the device; BundleError when the library cannot read the file.
     """
@@ -115,7 +118,7 @@ def load(name: str, model: Path, threads: int | None = None, device: str | None 
     entry = BACKENDS[name]
     backend_class = getattr(import_module(f"glmd_runtime.backends.{entry.module}"), entry.class_name)
     try:
-        backend: Backend = backend_class(model, threads, device)
+        backend: Backend = backend_class(model, threads, device, throughput)
     except GlmdError:
         raise
     except Exception as error:  # each library has its own kinds of error, and they share no base

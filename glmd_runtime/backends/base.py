@@ -11,7 +11,10 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class Backend(Protocol):
-    """One loaded engine. `run` may be called from several threads at once."""
+    """One loaded engine. `run` may be called from several threads at once.
+
+    One that gains by several calls at once says how many in an attribute `calls`; see `load`.
+    """
 
     def run(self, inputs: Tensors) -> Tensors:
         """Tensors by the graph's input names -> tensors by its output names, which belong to the caller."""

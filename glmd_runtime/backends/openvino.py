@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import openvino
 
@@ -12,26 +13,36 @@ from glmd_runtime.errors import UnsupportedError
 
 
 class OpenVinoBackend:
-    """One inference request behind a lock: a request is not thread-safe, and one frame already uses every core."""
+    """As many inference requests as it computes at once: a request is not thread-safe.
+
+    Usually that is one, which uses every core; for throughput each has its share of them, and waits for no other core.
+    """
 
     device = "cpu"
 
-    def __init__(self, model: Path, threads: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self, model: Path, threads: int | None = None, device: str | None = None, throughput: bool = False
+    ) -> None:
         if device not in (None, "cpu"):
             raise UnsupportedError(f"openvino runs on the CPU here; got device {device!r}. Name another backend.")
         # OpenVINO would otherwise lower the precision by itself on CPUs with bfloat16 or half units.
-        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        config = {"PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(threads)
         compiled = openvino.Core().compile_model(model, "CPU", config)
         self._outputs = {name: output for output in compiled.outputs for name in output.names}
-        self._request = compiled.create_infer_request()
-        self._lock = threading.Lock()
+        self.calls = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self.calls):
+            self._free.put(compiled.create_infer_request())
 
     def run(self, inputs: Tensors) -> Tensors:
-        with self._lock:
-            results = self._request.infer(inputs, share_outputs=False)
+        request = self._free.get()
+        try:
+            results = request.infer(inputs, share_outputs=False)
+        finally:
+            self._free.put(request)
         return {name: results[output] for name, output in self._outputs.items()}
 
     def close(self) -> None:
-        del self._request, self._outputs
+        del self._free, self._outputs

@@ -43,7 +43,9 @@ class TensorRtBackend:
 
     library = "tensorrt"
 
-    def __init__(self, plan: Path, threads: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self, plan: Path, threads: int | None = None, device: str | None = None, throughput: bool = False
+    ) -> None:
         index = cuda.use_device(device, self.library)
         trt = import_module(self.library)
         content = _checked_plan(plan, trt, cuda.capability(index))
@@ -53,6 +55,7 @@ class TensorRtBackend:
         self._slots: list[_Slot] = []
         self._free: LifoQueue[_Slot] = LifoQueue()
         self._limit, self._lock = threads or _IN_FLIGHT, threading.Lock()
+        self.calls = self._limit if throughput else 1
         self._index = index
         self._free.put(self._new_slot())
 

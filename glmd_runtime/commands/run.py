@@ -35,6 +35,7 @@ from glmd_runtime.video.files import files_of
 from glmd_runtime.video.recording import side_file
 from glmd_runtime.video.simulator import parse_sim_uri
 from glmd_runtime.video.source import Source
+from glmd_runtime.video.sources import is_live
 from glmd_runtime.video.status import Status
 from glmd_runtime.view import PORT, View
 
@@ -133,6 +134,7 @@ def _detector(args: argparse.Namespace) -> Detector:
             threads=args.threads,
             device=args.device,
             build=args.build,
+            throughput=not any(is_live(uri) for uri in args.source),
             tiles=args.tiles,
         )
 

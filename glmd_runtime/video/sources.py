@@ -14,7 +14,7 @@ from glmd_runtime.video.live import STALENESS, Camera, LiveSource, Policy, check
 from glmd_runtime.video.simulator import SceneSpec, parse_sim_uri, simulate
 from glmd_runtime.video.source import OnStatus, Source
 
-__all__ = ["PICTURE_SUFFIXES", "open_source", "read_picture"]
+__all__ = ["PICTURE_SUFFIXES", "is_live", "open_source", "read_picture"]
 
 
 def open_source(
@@ -29,11 +29,8 @@ def open_source(
         camera that is not there raises nothing: it is tried again, and `status` says so. A picture or packet of a file
         that cannot be read raises SourceError when its turn comes.
     """
-    uri = str(uri)
     check_live(policy, staleness)
-    given, mark, rest = uri.partition("://")
-    scheme = given.lower() if mark else ""
-    uri = f"{scheme}://{rest}" if mark else uri
+    scheme, uri = _scheme_of(str(uri))
     if scheme == "sim":
         spec = parse_sim_uri(uri)
         if spec.live:
@@ -51,6 +48,18 @@ def open_source(
     if scheme:
         raise UsageError(f"A source is {KINDS}; got {redacted(uri)}.")
     return _told(open_files(uri), on_status)
+
+
+def is_live(uri: str) -> bool:
+    """Whether an address is a camera's, or that of a simulated one; Raises: UsageError for a wrong sim:// address."""
+    scheme, uri = _scheme_of(uri)
+    return scheme in _CAMERAS or (scheme == "sim" and parse_sim_uri(uri).live)
+
+
+def _scheme_of(uri: str) -> tuple[str, str]:
+    """In small letters, empty without one, and the address with it so."""
+    given, mark, rest = uri.partition("://")
+    return (given.lower(), f"{given.lower()}://{rest}") if mark else ("", uri)
 
 
 def _told(source: Source, on_status: OnStatus | None) -> Source:

@@ -71,7 +71,7 @@ def augment(
         view = _flipped(view)
     picture = thermal_jitter(np.ascontiguousarray(view.picture), config, rng)
     image = np.zeros((spec.channels, *canvas_hw), np.float32)
-    image[:, : picture.shape[0], : picture.shape[1]] = normalise(picture, spec)
+    normalise(picture, spec, image[:, : picture.shape[0], : picture.shape[1]])
     key = int(rng.integers(2**62))
     return Sample(image, picture.shape[:2], view.boxes, view.labels, view.ignore, key, str(record.image_id))
 

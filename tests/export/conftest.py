@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
     threads, load = torch.get_num_threads(), backends.load
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "load", lambda name, model, threads=None, device=None: load(name, model, 1, device))
+        patch.setattr(backends, "load", lambda name, model, threads=None, *others: load(name, model, 1, *others))
         yield
     torch.set_num_threads(threads)
 

@@ -22,7 +22,7 @@ from glmd_runtime.bundle import write_bundle
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, GlmdError, SourceError, UsageError
 from glmd_runtime.pipeline import Pipeline
-from glmd_runtime.streams import Result
+from glmd_runtime.streams import Result, Stream
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.source import Source
 from glmd_runtime.video.status import Status
@@ -91,27 +91,31 @@ class Patient(FakeBackend):
     def __init__(self, clips: list[Eager]) -> None:
         super().__init__(tiny.graph_spec(), [ROWS])
         self.clips = clips
-        self.done: Counter[str] = Counter()
+        self.streams: tuple[Stream, ...] = ()
 
     def run(self, inputs: Tensors) -> Tensors:
         until = monotonic() + SOON
-        for one in self.clips:
-            while one.asked < min(self.done[one.source.name] + 2, one.frames + 1) and monotonic() < until:
+        for stream, one in zip(self.streams, self.clips, strict=True):
+            while one.asked < min(taken(stream) + 2, one.frames + 1) and monotonic() < until:
                 Event().wait(0.001)
         return super().run(inputs)
+
+
+def taken(stream: Stream) -> int:
+    return stream.frames + stream._under_way
 
 
 def test_turns_go_around(tiny_bundle: Path) -> None:
     clips = [Eager("a", 9), Eager("b", 9), Eager("c", 5)]
     engine, order = Patient(clips), list[str]()
-
-    def note(result: Result) -> None:
-        order.append(result.stream)
-        engine.done[result.stream] += 1
-
-    run(Pipeline([one.source for one in clips], detector(tiny_bundle, backend=engine), on_result=note))
+    pipeline = Pipeline(
+        [one.source for one in clips], detector(tiny_bundle, backend=engine),
+        on_result=lambda result: order.append(result.stream),
+    )
+    engine.streams = pipeline.streams
+    run(pipeline)
     assert Counter(order) == {"a": 9, "b": 9, "c": 5}
-    while_all, while_two = order[3:14], order[15:]  # each comes once before one comes again
+    while_all, while_two = order[4:14], order[16:]  # each comes once before one comes again
     assert all(len(set(while_all[i : i + 3])) == 3 for i in range(len(while_all) - 2)), order
     assert all(x != y for x, y in pairwise(while_two)), "".join(order)
 
@@ -139,12 +143,11 @@ def test_frames_that_wait_share_a_call(tmp_path: Path) -> None:
     engine = Batched(clips)
     engine._graph = tiny.graph_spec(3)
     path = tiny.bundle(tmp_path / "t.glmd", 3).path
-
-    def note(result: Result) -> None:
-        engine.done[result.stream] += 1
-
-    run(Pipeline([one.source for one in clips], detector(path, backend=engine), on_result=note))
-    assert sum(engine.done.values()) == 18 and len(calls) <= 9  # the first calls may find one or two waiting
+    results: list[Result] = []
+    pipeline = Pipeline([one.source for one in clips], detector(path, backend=engine), on_result=results.append)
+    engine.streams = pipeline.streams
+    run(pipeline)
+    assert len(results) == 18 and len(calls) <= 9  # the first calls may find one or two waiting
 
 
 def test_a_lost_camera_does_not_stop_the_others(tiny_bundle: Path, results: list[Result]) -> None:
@@ -267,25 +270,19 @@ def test_another_detector_takes_over_between_two_frames(tiny_bundle: Path, resul
     old, new = detector(tiny_bundle, backend=busy), detector(tiny_bundle, ROWS[:1])
     pipeline = Pipeline([camera], old, policy="every", on_result=results.append)
 
-    def take_over() -> None:
-        pipeline.detector = new
-        old.close()
-
-    runner, user = Thread(target=pipeline.run), Thread(target=take_over)
+    runner = Thread(target=pipeline.run)
     with pipeline:
         runner.start()
         assert busy.began.wait(SOON)
-        user.start()
-        user.join(0.2)
-        assert user.is_alive() and not busy.closed  # a frame is at the old one
+        pipeline.detector = new
+        old.close()
+        assert not busy.closed  # a frame is at it
         busy.go_on.set()
-        user.join(SOON)
-        assert not user.is_alive() and busy.closed and pipeline.detector is new
         camera.feed(frame(1))
         camera.end()
         runner.join(SOON)
+    assert busy.closed and pipeline.detector is new and pipeline.streams[0].error is None
     assert [result.detections.names for result in results] == [["person", "car"], ["person"]]
-    assert pipeline.streams[0].error is None
 
 
 def test_a_result_may_change_the_detector(tiny_bundle: Path, results: list[Result]) -> None:
@@ -293,9 +290,11 @@ def test_a_result_may_change_the_detector(tiny_bundle: Path, results: list[Resul
         results.append(result)
         pipeline.detector = detector(tiny_bundle, ROWS[:1])
 
-    pipeline = Pipeline([clip("a", 3)], detector(tiny_bundle), on_result=note)
+    pipeline = Pipeline([clip("a", 9)], detector(tiny_bundle), on_result=note)
     run(pipeline)
-    assert [len(result.detections) for result in results] == [2, 1, 1]
+    found = [len(result.detections) for result in results]
+    assert found == sorted(found, reverse=True) and found[0] == 2
+    assert found[3:] == [1] * 6  # two were under way when the first result came
 
 
 def test_a_detector_of_another_network_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from glmd_runtime.preprocess import (
     Geometry,
     PreprocessSpec,
     letterbox_size,
+    normalise,
     pillow_resize,
     preprocess,
     published_size,
 )
 from glmd_runtime.thermal import Intensity
+from tests import reference
 from tests.conftest import golden
 
 GREY = PreprocessSpec((64, 80), mean=(100.0,), std=(50.0,))
@@ -56,6 +58,36 @@ def test_pixels_are_normalised_and_padding_is_the_mean() -> None:
     assert geometry == Geometry((32, 80), (32, 80))
     np.testing.assert_array_equal(image[:, :32], 1.0)
     np.testing.assert_array_equal(image[:, 32:], 0.0)
+
+
+FLOATS = st.floats(1, 250, width=32)
+LAYOUTS = {
+    "as it is": lambda a: a,
+    "upside down": lambda a: a[::-1],
+    "every other column": lambda a: a[:, ::2],
+    "a part": lambda a: a[1:, 1:],
+    "column by column": np.asfortranarray,
+    "one row again and again": lambda a: np.broadcast_to(a[:1], a.shape),
+}
+
+
+@given(
+    hw=st.tuples(st.integers(2, 40), st.integers(2, 40)), shape=st.sampled_from([(), (3,)]),
+    mean=st.tuples(FLOATS, FLOATS, FLOATS), std=st.tuples(FLOATS, FLOATS, FLOATS),
+    layout=st.sampled_from(list(LAYOUTS)),
+)
+def test_pixels_are_those_of_the_formula_to_the_bit(
+    hw: tuple[int, int], shape: tuple[int, ...], mean: tuple[float, ...], std: tuple[float, ...], layout: str
+) -> None:
+    picture = LAYOUTS[layout](np.random.default_rng(0).integers(0, 256, (*hw, *shape), dtype=np.uint8))
+    picture.flags.writeable = False  # as other libraries' arrays may be
+    for channels in (1, 3) if picture.ndim == 2 else (3,):
+        spec = PreprocessSpec((40, 40), mean[:channels], std[:channels])
+        image = np.full((channels, 50, 50), 7, np.float32)
+        h, w = picture.shape[:2]
+        normalise(picture, spec, image[:, :h, :w])
+        np.testing.assert_array_equal(image[:, :h, :w], reference.normalise(picture, spec.mean, spec.std))
+        assert (image[:, h:] == 7).all() and (image[:, :, w:] == 7).all()
 
 
 def test_channels_follow_the_spec() -> None:
