@@ -33,10 +33,11 @@ class Detector:
         engine: a bundle `name.glmd`, or one engine file inside it.
         backend: "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; "auto" takes the fastest that can run here and
             whose answers are right: they passed verification in the bundle, or (TensorRT) do when the engine is opened;
-            or an object with `run` and `close`.
+            in a bundle that `glmd-tune` wrote on this machine, what it chose; or an object with `run` and `close`.
         score_threshold: one number in 0..1 for all classes instead of the manifest's thresholds.
         pcb: whether a bundle exported with --pcb calibrates its scores; another bundle never does.
-        threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library.
+        threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library, or to
+            what `glmd-tune` chose for this backend here.
         device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
         build: "auto" builds a TensorRT engine on this device when there is none in the cache, which takes minutes;
             "never" uses only what is cached.
@@ -71,11 +72,12 @@ class Detector:
         self.score_threshold = score_threshold
         self._backend: backends.Backend | None
         if isinstance(backend, str):
-            self._backend_name, self._engine, self._backend = open_best(
+            self._backend_name, self._engine, threads, self._backend = open_best(
                 bundle, files, backend, threads=threads, device=device, build=build
             )
         else:
             self._backend_name, self._engine, self._backend = type(backend).__name__, files[0], backend
+        self._threads = threads
         self._device = getattr(self._backend, "device", "unknown")
         self._calibrator = (
             Calibrator(bundle, self._backend_name, threads=threads, device=device) if calibration else None
@@ -106,7 +108,8 @@ class Detector:
     def info(self) -> dict[str, Any]:
         """What runs here, as plain values: model, engine, backend, device, precision, thresholds, size, provenance.
 
-        pcb_backend: what calibrates scores, where scores are calibrated; tiles: [columns, rows], where there are any.
+        threads: of the backend, where the caller or `glmd-tune` chose them; pcb_backend: what calibrates scores, where
+        scores are calibrated; tiles: [columns, rows], where there are any.
         """
         return {
             "name": self._manifest.name,
@@ -117,6 +120,7 @@ class Detector:
             "score_thresholds": dict(zip(self.class_names, self._postprocess.score_thresholds, strict=True)),
             "size_hw": list(self._manifest.preprocess.size_hw),
             "provenance": dict(self._manifest.provenance),
+            **({"threads": self._threads} if self._threads else {}),
             **({"pcb_backend": self._calibrator.backend_name} if self._calibrator else {}),
             **({"tiles": [self._tiles.columns, self._tiles.rows]} if self._tiles else {}),
         }
