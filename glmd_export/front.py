@@ -53,8 +53,7 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         setting = {**asdict(self.setting), "size_hw": list(self.setting.size_hw)}
-        latency = {key: round(value, 2) for key, value in asdict(self.latency).items()}
-        return {**setting, **latency, "ap": round(self.ap, 4), "ap50": round(self.ap50, 4)}
+        return {**setting, **self.latency.to_dict(), "ap": round(self.ap, 4), "ap50": round(self.ap50, 4)}
 
 
 def dominates(one: Candidate, other: Candidate) -> bool:

@@ -21,6 +21,9 @@ class Latency:
     p90_ms: float
     fastest_ms: float
 
+    def to_dict(self) -> dict[str, float]:
+        return {key: round(value, 2) for key, value in vars(self).items()}
+
 
 def measure(runs: Runs[Key], rounds: int, *, step: Callable[[int], None] = lambda _: None) -> dict[Key, Latency]:
     """Each one three times a round, the first not counted: the threads of the one before it still spin then.

@@ -23,7 +23,7 @@ import numpy as np
 from glmd_export.exporter import prove_and_write
 from glmd_export.front import Candidate, choose
 from glmd_export.latency import Latency, measure
-from glmd_export.sweep import Frames, Request, Shape, Source, Step, Sweep, Trial, over
+from glmd_export.sweep import Frames, Request, Shape, Source, Step, Sweep, Trial, open_detector, over
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, GlmdError, ParityError
@@ -78,7 +78,7 @@ def tune(
     sweep = Sweep(bundle, weights, request, _frames(sets[0]), scratch, step)
     done = Tuning(this_machine(), request, Source(bundle).shape, sweep.run(), passed_over=sweep.passed_over)
     fastest = fastest_of_each_network(_measure(contenders(done.trials, request.budget_ms), sweep.frames, step))
-    require_within(fastest, request.budget_ms)
+    require_within(fastest, request)
     sources = {trial.setting: trial.source for trial in fastest}
     done.candidates = [Candidate(t.setting, ms, *_accuracy(t, sets, step)) for t, ms in fastest.items()]
     done.chosen = _write_best(done, sources, output, overwrite, step)
@@ -106,14 +106,14 @@ def contenders(trials: Sequence[Trial], budget_ms: float) -> list[Trial]:
     networks: dict[Any, list[Trial]] = {}
     for trial in trials:
         networks.setdefault(trial.setting.network, []).append(trial)
-    fastest = min(trial.fastest_ms for trial in trials)
+    fastest = min(trial.latency.fastest_ms for trial in trials)
     kept: list[Trial] = []
     for network in sorted(networks.values(), key=lambda some: _PRECISIONS.index(some[0].setting.precision)):
-        best, first = min(trial.fastest_ms for trial in network), network[0]
-        finer = [t.fastest_ms for t in kept if t.source.shape == first.source.shape and _finer(t, first)]
+        best, first = min(trial.latency.fastest_ms for trial in network), network[0]
+        finer = [t.latency.fastest_ms for t in kept if t.source.shape == first.source.shape and _finer(t, first)]
         wanted = best <= budget_ms or best == fastest or first.source.draft is None
         if wanted and best < min(finer, default=np.inf):
-            kept += [trial for trial in network if trial.fastest_ms <= NEAR * best]
+            kept += [trial for trial in network if trial.latency.fastest_ms <= NEAR * best]
     return kept
 
 
@@ -124,7 +124,7 @@ def _finer(one: Trial, other: Trial) -> bool:
 def _measure(trials: Sequence[Trial], frames: Frames, step: Step) -> dict[Trial, Latency]:
     """All of them open at once and in turns, so that they meet the same noise."""
     with ExitStack() as stack:
-        runs = {trial: over(stack.enter_context(trial.open()), frames) for trial in trials}
+        runs = {t: over(stack.enter_context(open_detector(t.source, t.setting)), frames) for t in trials}
         return measure(runs, ROUNDS, step=lambda n: step(f"measure {len(runs)} settings, round {n} of {ROUNDS}"))
 
 
@@ -136,20 +136,20 @@ def fastest_of_each_network(latencies: Mapping[Trial, Latency]) -> dict[Trial, L
     return dict(best.values())
 
 
-def require_within(latencies: Mapping[Trial, Latency], budget_ms: float) -> None:
+def require_within(latencies: Mapping[Trial, Latency], request: Request) -> None:
     """Raises: GlmdError that names the fastest when none is within the budget."""
     trial, latency = min(latencies.items(), key=lambda pair: pair[1].median_ms)
-    if latency.median_ms > budget_ms:
+    if latency.median_ms > request.budget_ms:
+        int8 = "" if request.calibration else ", or INT8 with --calib DIR"
         raise GlmdError(
-            f"Nothing that was tried takes {budget_ms:g} ms a frame or less; the fastest is {trial.setting} with "
-            f"{latency.median_ms:.1f} ms. Raise --budget-ms, or allow smaller --sizes, fewer --proposals, or INT8 with "
-            "--calib DIR."
+            f"Nothing that was tried takes {request.budget_ms:g} ms a frame or less; the fastest is {trial.setting} "
+            f"with {latency.median_ms:.1f} ms. Raise --budget-ms, or allow smaller --sizes, fewer --proposals{int8}."
         )
 
 
 def _accuracy(trial: Trial, sets: Sequence[Sequence[Record]], step: Step) -> tuple[float, float]:
     """AP and AP50, the mean over the sets; 0..1."""
-    with trial.open() as detector:
+    with open_detector(trial.source, trial.setting) as detector:
         detector.score_threshold = EVAL_SCORE
         step(f"evaluate {trial.setting}")
         scores = [score(list(records), detect(detector.run, records), detector.class_names) for records in sets]

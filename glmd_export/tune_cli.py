@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from glmd_export.tune import Tuning
 
 PROPOSALS = (50, 100, 150, 200)
-SHRINK = (1.0, 0.75, 0.5)  # of the bundle's canvas, in steps of ...
+SHRINK = (0.75, 0.5)  # of the bundle's canvas, in steps of ...
 STEP = 32  # ... pixels
 _EXIT_CODES = (
     "exit codes: 0 done, 1 failed, or nothing is within the budget, 2 usage, 3 nothing within it gives the right "
@@ -182,7 +183,7 @@ def _request(options: argparse.Namespace, bundle: Bundle) -> Request:
 
 
 def _shrunk(hw: tuple[int, int], factor: float) -> tuple[int, int]:
-    h, w = (max(STEP, round(side * factor / STEP) * STEP) for side in hw)
+    h, w = (STEP * ceil(side * factor / STEP) for side in hw)
     return h, w
 
 

@@ -24,7 +24,7 @@ def to_dict(done: Tuning) -> dict[str, Any]:
         "data": data_names(request),
         "given": {"proposals": done.given[0], "size_hw": list(done.given[1])},
         "rows": [{**c.to_dict(), "is": _is(done, c), "within_budget": _within(done, c)} for c in done.candidates],
-        "tried": [{"setting": str(trial.setting), "fastest_ms": round(trial.fastest_ms, 2)} for trial in done.trials],
+        "tried": [{"setting": str(trial.setting), **trial.latency.to_dict()} for trial in done.trials],
         "passed_over": done.passed_over,
         "seconds": round(done.seconds, 1),
     }
@@ -97,7 +97,7 @@ def plot_front(path: Path, done: Tuning) -> None:
     axes.axvspan(done.request.budget_ms, 10 * max(_ms(done.candidates)), color="0.93", zorder=0)
     axes.axvline(done.request.budget_ms, color="0.5", linestyle="--", linewidth=1, label="budget")
     for one in done.candidates:
-        _draw(axes, one, _is(done, one))
+        _draw(axes, done, one)
     margin = 0.08 * max(_ms(done.candidates))
     axes.set_xlim(min(_ms(done.candidates)) - margin, max(*_ms(done.candidates), done.request.budget_ms) + 3 * margin)
     axes.set_xlabel(f"milliseconds from frame to boxes, median, on {done.machine}")
@@ -106,14 +106,18 @@ def plot_front(path: Path, done: Tuning) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _draw(axes: Any, one: Candidate, what: str) -> None:
-    (x,), (y,) = _ms([one]), _ap([one])
-    colour = {"chosen": "tab:green", "front": "tab:blue", "": "0.6"}[what]
-    axes.plot(x, y, "*" if what == "chosen" else "o", color=colour, markersize=14 if what == "chosen" else 5, zorder=2)
-    setting = one.setting
-    text = "{} of {}x{}".format(setting.proposals, *setting.size_hw)
-    text += "" if setting.precision == "fp32" else f", {setting.precision}"
-    axes.annotate(text, (x, y), xytext=(6, -9), textcoords="offset points", fontsize=7, color=colour)
+def _draw(axes: Any, done: Tuning, one: Candidate) -> None:
+    what, ((x,), (y,)) = _is(done, one), (_ms([one]), _ap([one]))
+    colour, chosen = {"chosen": "tab:green", "front": "tab:blue", "": "0.6"}[what], what == "chosen"
+    axes.plot(x, y, "*" if chosen else "o", color=colour, markersize=14 if chosen else 5, zorder=2)
+    words = ["R {}, {}x{}".format(one.setting.proposals, *one.setting.size_hw)]
+    words += [one.setting.precision] if one.setting.precision != "fp32" else []
+    words += ["chosen"] if chosen else []
+    words += ["as it was"] if shape_of(one) == done.given else []
+    white = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
+    axes.annotate(
+        ", ".join(words), (x, y), xytext=(7, -9), textcoords="offset points", fontsize=7, color=colour, bbox=white
+    )
 
 
 def _ms(candidates: list[Candidate]) -> list[float]:
