@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from glmd_runtime.tuned import this_machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -16,15 +16,10 @@ RESULTS = Path(__file__).parent / "results"
 def conditions(command: str) -> dict[str, Any]:
     return {
         "command": command,
-        "device": f"{processor()}, {os.cpu_count()} cores",
+        "device": this_machine(),
         "versions": {name: _version(name) for name in ("torch", "onnxruntime", "openvino", "numpy")},
         "commit": commit(),
     }
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def commit() -> str:

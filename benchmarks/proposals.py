@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from glmd_runtime import backends, preprocess
 from glmd_runtime.detections import Detections
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.video.simulator import snapshot
-from glmd_train.checkpoint import Checkpoint, load_checkpoint
+from glmd_train.checkpoint import Checkpoint, load_checkpoint, reshape
 from glmd_train.data.coco import load_coco
 from glmd_train.evaluate import EVAL_SCORE, Predict, evaluate
-from glmd_train.model.detector import build_model
 
 SETS = ("hit_uav", "air")
 BACKEND = "openvino"
@@ -41,7 +39,8 @@ def main() -> None:
     checkpoint = load_checkpoint(given.checkpoint)
     sets = {name: load_coco(given.data / name / "val.json", checkpoint.class_names) for name in SETS}
     with tempfile.TemporaryDirectory() as scratch:
-        models = {n: export_onnx(with_proposals(checkpoint, n), Path(scratch) / f"{n}.onnx") for n in given.proposals}
+        variants = {n: reshape(checkpoint, proposals=n) for n in given.proposals}
+        models = {n: export_onnx(one, Path(scratch) / f"{n}.onnx") for n, one in variants.items()}
         engines = {n: backends.load(BACKEND, path, given.threads) for n, path in models.items()}
         inputs = network_inputs(snapshot("ground", 5).image, checkpoint)
         times = measure({str(n): lambda run=engine.run: run(inputs) for n, engine in engines.items()}, rounds=15)
@@ -57,14 +56,6 @@ def main() -> None:
     setup = {"backend": BACKEND, "batch": 1, "precision": "fp32", "threads": given.threads}
     bins = checkpoint.config.bins
     print(write(f"proposals_{given.checkpoint.stem}", {**conditions(command), **setup, "bins": bins, "rows": rows}))
-
-
-def with_proposals(checkpoint: Checkpoint, number: int) -> Checkpoint:
-    """The same weights, keeping another number of proposals."""
-    config = checkpoint.config.model_copy(update={"proposals": number})
-    model = build_model(config)
-    model.load_state_dict(checkpoint.model.state_dict())
-    return replace(checkpoint, model=model.eval(), config=config)
 
 
 def network_inputs(frame: Frame, checkpoint: Checkpoint) -> dict[str, Frame]:

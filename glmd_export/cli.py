@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,14 +52,14 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add("--classes", type=Path, metavar="FILE", help="class names of a .pth file, one a line")
     add("-o", "--output", type=Path, metavar="NAME.glmd", help="default: the checkpoint's stem, in the current folder")
     add("--overwrite", action="store_true", help="replace the bundle at the output path")
-    add("--size", type=_size, metavar="HxW",
+    add("--size", type=canvas_size, metavar="HxW",
         help="canvas that frames are letterboxed to, height x width in pixels, for example 512x640 (default: the "
              "checkpoint's; a published checkpoint has none)")
     add("--proposals", type=int, metavar="N", help="proposals an image, 1 to 1000 (default: the checkpoint's)")
     add("--batch", type=int, default=1, metavar="N", help="images a call, 1 to 8 (default: 1); a short batch is padded")
 
 
-def _size(text: str) -> tuple[int, int]:
+def canvas_size(text: str) -> tuple[int, int]:
     """"512x640" -> (512, 640), height and width."""
     found = re.fullmatch(r"(\d{2,4})[xX](\d{2,4})", text)
     hw = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -96,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
     """Raises: GlmdError, with the exit code in its class."""
     output = options.output or Path((options.ckpt.stem or "model") + ".glmd")
     _check_usage(options, output)
-    with _progress() as step:
+    with progress() as step:
         step("load the libraries")
         from glmd_export.exporter import export_bundle
         from glmd_train.checkpoint import load_checkpoint
@@ -119,18 +118,15 @@ def run(options: argparse.Namespace) -> None:
 
 def _adapted(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint:
     """The checkpoint on the canvas and with the number of proposals that were asked for."""
-    spec, config = checkpoint.preprocess, checkpoint.config
-    if options.size:
-        spec = replace(spec, size_hw=options.size, resize="letterbox")
-    if spec.resize == "published":
+    from glmd_train.checkpoint import reshape
+
+    spec = checkpoint.preprocess
+    if spec.resize == "published" and not options.size:
         raise UsageError(
             f"{options.ckpt} sees pictures of no fixed size (shorter edge {spec.size_hw[0]}, longest "
             f"{spec.size_hw[1]}); an engine has one canvas. Say which: --size 512x640, height x width."
         )
-    if options.proposals:
-        config = config.model_copy(update={"proposals": options.proposals})
-        checkpoint.model.rpn.proposals = options.proposals
-    return replace(checkpoint, config=config, preprocess=spec)
+    return reshape(checkpoint, size_hw=options.size, proposals=options.proposals)
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -185,15 +181,15 @@ def _check_usage(options: argparse.Namespace, output: Path) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress() -> Iterator[Callable[[str], None]]:
     """A bar on stderr; call what it yields with a description at every step."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)  # how many there will be is known only at the end
-        yield lambda text: progress.update(task, advance=1, description=text)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)  # how many there will be is known only at the end
+        yield lambda text: bar.update(task, advance=1, description=text)
 
 
 if __name__ == "__main__":

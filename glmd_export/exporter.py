@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, PROTOTYPES, REFERENCE,
 from glmd_runtime.calibration import prototypes_to_bytes
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.tuned import TunedSpec
 from glmd_runtime.verify import TOLERANCES, VerifyReport, VerifyRow, run_engine, score_pairs
 from glmd_runtime.verify_calibration import verify_calibration
 from glmd_train.checkpoint import Checkpoint
@@ -71,6 +72,22 @@ class Recipe:
         return self.engines is None or engine in self.engines
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A bundle before its proof, in a scratch folder, with what the proof needs.
+
+    bundle   all files but verify.json; its engines can be run by name
+    rows     what is said of building
+    end2end  graphs for servers, file -> precision, which a Detector, with an NMS of its own, does not run
+    """
+
+    bundle: Bundle
+    checkpoint: Checkpoint
+    recipe: Recipe
+    rows: tuple[VerifyRow, ...]
+    end2end: Mapping[str, Precision]
+
+
 def export_bundle(
     checkpoint: Checkpoint, ckpt: Path, output: Path, recipe: Recipe, *, overwrite: bool = False,
     plot: Path | None = None, step: Step = lambda _: None,
@@ -82,47 +99,67 @@ def export_bundle(
     Raises: UnsupportedError for an engine asked for by name that cannot be built or run here; PrecisionError for one
         that was not built in its precision; BundleError; UsageError for PCB of a checkpoint without prototypes.
     """
+    with tempfile.TemporaryDirectory(prefix="glmd-export.") as scratch:
+        draft = draft_bundle(checkpoint, ckpt, Path(scratch), recipe, step)
+        return prove_and_write(draft, output, overwrite=overwrite, plot=plot, step=step)
+
+
+def draft_bundle(
+    checkpoint: Checkpoint, ckpt: Path, folder: Path, recipe: Recipe, step: Step = lambda _: None
+) -> Draft:
+    """The first half of `export_bundle`: export and build, into an empty folder."""
     _require(recipe)
     checkpoint = _with_or_without_pcb(checkpoint, recipe)
-    with tempfile.TemporaryDirectory(prefix="glmd-export.") as scratch:
-        draft = _Draft(checkpoint, recipe, Path(scratch), step)
-        draft.make()
-        manifest = Manifest(
-            name=output.stem,
-            class_names=checkpoint.class_names,
-            preprocess=checkpoint.preprocess,
-            postprocess=checkpoint.postprocess,
-            graph=graph_spec(checkpoint, recipe.batch, recipe.enroll),
-            engines=draft.engines,
-            provenance=_provenance(ckpt, checkpoint.provenance),
-            calibration=checkpoint.pcb.calibration.spec if checkpoint.pcb else None,
-        )
-        step("run PyTorch on the reference frames")
-        reference = make_reference(checkpoint, reference_frames(), features=recipe.enroll)
-        files: dict[str, bytes | Path] = {**draft.files, REFERENCE: reference.to_bytes()}
-        if checkpoint.pcb:
-            files[PROTOTYPES] = prototypes_to_bytes(checkpoint.pcb.calibration.prototypes)
-            files[PCB_REFERENCE] = make_pcb_reference(checkpoint, reference).to_bytes()
-        unsealed = write_bundle(Path(scratch) / output.name, manifest, files)
-        rows = draft.rows
-        for row in compare_rows(unsealed, checkpoint, reference.frames):
-            step(f"compared {row.stage} of {row.engine} on {row.backend}")
-            rows.append(row)
-        rows += verify_calibration(unsealed)
-        for name, precision in draft.end2end.items():
-            step(f"run {name}")
-            rows.append(end2end_row(unsealed, name, precision))
-        _require_ran(recipe, rows)
-        rows += accuracy_rows(unsealed, checkpoint, rows, recipe.data, recipe.max_drop, step)
-        if recipe.calibration and not recipe.data:
-            images = calibration_images(recipe.calibration, checkpoint.preprocess)
-            rows += agreement_rows(unsealed, checkpoint, rows, images, step)
-        if plot:
-            plot_scores(plot, dict(_score_pairs(unsealed, rows)))
-        report = VerifyReport(tuple(rows))
-        if report.status == "passed":
-            files[VERIFY] = json.dumps(report.to_dict(), indent=2).encode()
-            write_bundle(output, manifest, files, overwrite=overwrite)
+    made = _Making(checkpoint, recipe, folder, step)
+    made.make()
+    manifest = Manifest(
+        name=ckpt.stem,
+        class_names=checkpoint.class_names,
+        preprocess=checkpoint.preprocess,
+        postprocess=checkpoint.postprocess,
+        graph=graph_spec(checkpoint, recipe.batch, recipe.enroll),
+        engines=made.engines,
+        provenance=_provenance(ckpt, checkpoint.provenance),
+        calibration=checkpoint.pcb.calibration.spec if checkpoint.pcb else None,
+    )
+    step("run PyTorch on the reference frames")
+    reference = make_reference(checkpoint, reference_frames(), features=recipe.enroll)
+    files: dict[str, bytes | Path] = {**made.files, REFERENCE: reference.to_bytes()}
+    if checkpoint.pcb:
+        files[PROTOTYPES] = prototypes_to_bytes(checkpoint.pcb.calibration.prototypes)
+        files[PCB_REFERENCE] = make_pcb_reference(checkpoint, reference).to_bytes()
+    bundle = write_bundle(folder / "draft.glmd", manifest, files)
+    return Draft(bundle, checkpoint, recipe, tuple(made.rows), made.end2end)
+
+
+def prove_and_write(
+    draft: Draft, output: Path, *, tuned: TunedSpec | None = None, overwrite: bool = False, plot: Path | None = None,
+    step: Step = lambda _: None,
+) -> VerifyReport:
+    """The second half of `export_bundle`: compare with PyTorch, and write the bundle only if nothing failed.
+
+    Args: tuned, what the manifest says of the machine that the bundle is for.
+    """
+    bundle, recipe, rows = draft.bundle, draft.recipe, list(draft.rows)
+    for row in compare_rows(bundle, draft.checkpoint, bundle.reference.frames):
+        step(f"compared {row.stage} of {row.engine} on {row.backend}")
+        rows.append(row)
+    rows += verify_calibration(bundle)
+    for name, precision in draft.end2end.items():
+        step(f"run {name}")
+        rows.append(end2end_row(bundle, name, precision))
+    _require_ran(recipe, rows)
+    rows += accuracy_rows(bundle, draft.checkpoint, rows, recipe.data, recipe.max_drop, step)
+    if recipe.calibration and not recipe.data:
+        images = calibration_images(recipe.calibration, draft.checkpoint.preprocess)
+        rows += agreement_rows(bundle, draft.checkpoint, rows, images, step)
+    if plot:
+        plot_scores(plot, dict(_score_pairs(bundle, rows)))
+    report = VerifyReport(tuple(rows))
+    if report.status == "passed":
+        files: dict[str, bytes | Path] = {name: bundle.path / name for name in bundle.manifest.sha256}
+        files[VERIFY] = json.dumps(report.to_dict(), indent=2).encode()
+        write_bundle(output, replace(bundle.manifest, name=output.stem, tuned=tuned), files, overwrite=overwrite)
     return report
 
 
@@ -167,12 +204,8 @@ def _score_pairs(bundle: Bundle, rows: list[VerifyRow]) -> Iterator[tuple[str, N
 
 
 @dataclass
-class _Draft:
-    """The files of a bundle as they come into being, in a scratch folder.
-
-    engines  file -> precision of what a backend loads; end2end the same of the graphs for servers, which a Detector,
-             with an NMS of its own, does not run; rows, what is said of building
-    """
+class _Making:
+    """The files of a bundle as they come into being; `engines` are file -> precision of what a backend loads."""
 
     checkpoint: Checkpoint
     recipe: Recipe

@@ -16,6 +16,8 @@ and one whose detector was taught classes on the device (`Detector.enroll`)
 
     enrolled.safetensors     what their scores are computed with: weights (E, D), biases (E,)
 
+The manifest of one that `glmd-tune` wrote says which engine, backend and threads are best on which machine.
+
 Nothing writes into a bundle afterwards: whoever changes something writes a new one.
 """
 
@@ -41,12 +43,13 @@ from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.tuned import TunedSpec
 
 SCHEMA_VERSION = 1
 MANIFEST, SEAL, REFERENCE, VERIFY = "manifest.json", "manifest.sha256", "reference.npz", "verify.json"
 PCB_MODEL, PROTOTYPES, PCB_REFERENCE = "pcb.onnx", "prototypes.safetensors", "pcb_reference.npz"
 ENROLLED = "enrolled.safetensors"
-_OPTIONAL = {"calibration", "enrolled"}  # keys that a manifest may lack
+_OPTIONAL = {"calibration", "enrolled", "tuned"}  # keys that a manifest may lack
 _EXPORT_AGAIN = "Export or copy the bundle again."
 
 Shape = tuple[int, ...]
@@ -87,7 +90,8 @@ class Manifest:
     provenance   free values: checkpoint, data, commit, versions
     sha256       file name -> hash of each file but manifest.json and manifest.sha256
     class_names  of the graph's K classes; those that were enrolled come after them
-    calibration  of a bundle with PCB, enrolled of one with enrolled classes; manifest.json has the keys only then
+    calibration  of a bundle with PCB, enrolled of one with enrolled classes, tuned of one that was tuned to a machine;
+                 manifest.json has the keys only then
     """
 
     name: str
@@ -100,6 +104,11 @@ class Manifest:
     sha256: Mapping[str, str] = field(default_factory=dict)
     calibration: CalibrationSpec | None = None
     enrolled: EnrolledSpec | None = None
+    tuned: TunedSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.tuned and self.tuned.engine not in self.engines:
+            raise ValueError(f"tuned names the engine {self.tuned.engine}; the bundle has {sorted(self.engines)}")
 
     def to_dict(self) -> dict[str, Any]:
         specs = {key: getattr(self, key).to_dict() for key in ("preprocess", "postprocess", "graph")}
@@ -136,6 +145,7 @@ class Manifest:
                 **{key: dict(values[key]) for key in ("engines", "provenance", "sha256")},
                 calibration=CalibrationSpec.from_dict(values["calibration"]) if "calibration" in values else None,
                 enrolled=EnrolledSpec.from_dict(values["enrolled"]) if "enrolled" in values else None,
+                tuned=TunedSpec.from_dict(values["tuned"]) if "tuned" in values else None,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error

@@ -40,10 +40,11 @@ class Detector:
         engine: a bundle `name.glmd`, or one engine file inside it.
         backend: "tensorrt", "tensorrt_rtx", "openvino" or "onnxruntime"; "auto" takes the fastest that can run here and
             whose answers are right: they passed verification in the bundle, or (TensorRT) do when the engine is opened;
-            or an object with `run` and `close`.
+            in a bundle that `glmd-tune` wrote on this machine, what it chose; or an object with `run` and `close`.
         score_threshold: one number in 0..1 for all classes instead of the manifest's thresholds.
         pcb: whether a bundle exported with --pcb calibrates its scores; another bundle never does.
-        threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library.
+        threads: CPU threads of the backend, with TensorRT calls in flight at once; None leaves it to the library, or to
+            what `glmd-tune` chose for this backend here.
         device: "cpu", "cuda" or "cuda:N"; None for whatever is the fastest.
         throughput: for clips: several frames are computed at once, each on a share of the cores, where that is a gain.
             `stream` and a Pipeline then give more frames a second, and each frame takes longer.
@@ -81,11 +82,12 @@ class Detector:
         self.score_threshold = score_threshold
         self._backend: backends.Backend | None
         if isinstance(backend, str):
-            self._backend_name, self._engine, self._backend = open_best(
+            self._backend_name, self._engine, threads, self._backend = open_best(
                 bundle, files, backend, threads=threads, device=device, build=build, throughput=throughput
             )
         else:
             self._backend_name, self._engine, self._backend = type(backend).__name__, files[0], backend
+        self._threads = threads
         self._device = getattr(self._backend, "device", "unknown")
         self._calibrator = (
             Calibrator(bundle, self._backend_name, threads=threads, device=device, throughput=throughput)
@@ -118,7 +120,8 @@ class Detector:
     def info(self) -> dict[str, Any]:
         """What runs here, as plain values: model, engine, backend, device, precision, thresholds, size, provenance.
 
-        pcb_backend: what calibrates scores, where scores are calibrated; tiles: [columns, rows], where there are any.
+        threads: of the backend, where the caller or `glmd-tune` chose them; pcb_backend: what calibrates scores, where
+        scores are calibrated; tiles: [columns, rows], where there are any.
         """
         return {
             "name": self._manifest.name,
@@ -129,6 +132,7 @@ class Detector:
             "score_thresholds": dict(zip(self.class_names, self._postprocess.score_thresholds, strict=True)),
             "size_hw": list(self._manifest.preprocess.size_hw),
             "provenance": dict(self._manifest.provenance),
+            **({"threads": self._threads} if self._threads else {}),
             **({"pcb_backend": self._calibrator.backend_name} if self._calibrator else {}),
             **({"tiles": [self._tiles.columns, self._tiles.rows]} if self._tiles else {}),
         }

@@ -33,8 +33,11 @@ _CHECKED_HERE = (("tensorrt", "fp16"), ("tensorrt_rtx", "fp16"))
 
 
 class Opened(NamedTuple):
+    """threads: that the backend was given; None leaves it to the library."""
+
     backend_name: str
     engine: str
+    threads: int | None
     backend: backends.Backend
 
 
@@ -52,6 +55,8 @@ def open_best(
 
     They are right if they passed verification in the bundle; those of TensorRT in FP16 are compared when they are
     opened. One that then fails is passed over with a warning. A backend that was asked for by name runs nevertheless.
+    In a bundle that was tuned to this machine, what was measured to be the best comes first, with its threads unless
+    others are given.
 
     Args: engines, files of the manifest's engines; backend, a name or "auto"; the others as in `engines.open_engine`.
     Raises: UnsupportedError when there is none; of a named backend, what `engines.open_engine` raises; UsageError.
@@ -70,7 +75,16 @@ def open_best(
 
 def _opened(bundle: Bundle, pair: tuple[str, str], options: dict[str, Any]) -> Opened:
     name, engine = pair
-    return Opened(name, engine, open_engine(bundle, engine, name, **options))
+    tuned = bundle.manifest.tuned
+    if tuned and options["threads"] is None and pair == _tuned_pair(bundle):
+        options = {**options, "threads": tuned.threads}
+    return Opened(name, engine, options["threads"], open_engine(bundle, engine, name, **options))
+
+
+def _tuned_pair(bundle: Bundle) -> tuple[str, str] | None:
+    """(backend, engine) that was measured to be the best on this machine, where one was."""
+    tuned = bundle.manifest.tuned
+    return (tuned.backend, tuned.engine) if tuned and tuned.here else None
 
 
 def _open_fastest(bundle: Bundle, engines: Sequence[str], options: dict[str, Any]) -> Opened:
@@ -121,4 +135,6 @@ def _fastest(bundle: Bundle, engines: Sequence[str], names: Sequence[str]) -> li
         if (name, precision[engine]) in _CHECKED_HERE or report.passed(engine, name)
     ]
     ranked = [p for kind in _FASTEST for p in trusted if (p[0], precision[p[1]]) == kind]
+    best = _tuned_pair(bundle)
+    ranked.sort(key=lambda pair: pair != best)  # what was measured here comes before what is usual
     return [pair for pair in ranked if not needs_plugins(pair[1]) or find_plugins()]

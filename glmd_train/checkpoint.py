@@ -6,7 +6,7 @@ Files of torch.save are read as well; they hold weights alone, so the rest must 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +152,23 @@ def stored_dtype(path: Path) -> torch.dtype:
     """In which a .safetensors checkpoint holds the network's weights: to write them again without loss."""
     with safe_open(path, "pt") as file:
         return next(file.get_tensor(key).dtype for key in file.keys() if not key.startswith(_PCB))  # noqa: SIM118
+
+
+def reshape(
+    checkpoint: Checkpoint, *, size_hw: tuple[int, int] | None = None, proposals: int | None = None
+) -> Checkpoint:
+    """The same weights for another canvas, (height, width) in pixels, and another number of proposals an image.
+
+    The checkpoint that is given stays as it is; None keeps what it has.
+    """
+    spec, config = checkpoint.preprocess, checkpoint.config
+    if size_hw:
+        spec = replace(spec, size_hw=size_hw, resize="letterbox")
+    if proposals:
+        config = config.model_copy(update={"proposals": proposals})
+    model = build_model(config).eval()
+    model.load_state_dict(checkpoint.model.state_dict())
+    return replace(checkpoint, model=model, config=config, preprocess=spec)
 
 
 def transfer(

@@ -58,7 +58,9 @@ def test_the_runtime_never_names_torch() -> None:
             assert not {m.split(".")[0] for m in modules} & {"torch", "torchvision", "glmd_train", "glmd_export"}, path
 
 
-@pytest.mark.parametrize("module", ["glmd_runtime", "glmd_runtime.cli", "glmd_train.cli", "glmd_export.cli"])
+@pytest.mark.parametrize("module", [
+    "glmd_runtime", "glmd_runtime.cli", "glmd_train.cli", "glmd_export.cli", "glmd_export.tune_cli"
+])
 def test_importing_a_front_door_loads_no_framework(module: str) -> None:
     heavy = ("torch", "onnxruntime", "openvino", "onnx", "av")
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"

@@ -19,7 +19,8 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 )
 COMMANDS = {"glmd-run": "glmd_runtime.cli:glmd_run_main", "glmd-verify": "glmd_runtime.cli:glmd_verify_main",
             "glmd-doctor": "glmd_runtime.cli:glmd_doctor_main",
-            "glmd-train": "glmd_train.cli:main", "glmd-export": "glmd_export.cli:main"}
+            "glmd-train": "glmd_train.cli:main", "glmd-export": "glmd_export.cli:main",
+            "glmd-tune": "glmd_export.tune_cli:main"}
 
 
 def snippets(text: str) -> list[str]:
