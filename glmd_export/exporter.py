@@ -248,14 +248,18 @@ class _Making:
             "openvino", "openvino.int8.xml", "int8",
             lambda out: quantize_openvino(standard, out, images, step=self.step),
         )
-        quantize_onnxruntime(standard, self.folder / INT8, images, step=self.step)
-        self.step("export the plain graph")
-        plain = self._export(self.folder / "plain.onnx", "plain", "fp32")
-        quantize_s8(plain, self.folder / S8, images, step=self.step)
-        for name in (INT8, S8):
-            self.files[name], self.engines[name] = self.folder / name, "int8"
-        self._lint(S8)
-        self._build_rtx(S8, "int8")
+        if self.recipe.wants("onnxruntime"):
+            self._quantized(INT8, quantize_onnxruntime, standard, images)
+        if self.recipe.wants("tensorrt") or self.recipe.wants("tensorrt_rtx"):
+            self.step("export the plain graph")
+            plain = self._export(self.folder / "plain.onnx", "plain", "fp32")
+            self._quantized(S8, quantize_s8, plain, images)
+            self._lint(S8)
+            self._build_rtx(S8, "int8")
+
+    def _quantized(self, name: str, quantize: Callable[..., Path], model: Path, images: CalibrationImages) -> None:
+        self.files[name] = quantize(model, self.folder / name, images, step=self.step)
+        self.engines[name] = "int8"
 
     def _build_rtx(self, name: str, precision: str) -> None:
         self._build(
