@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ def conditions(command: str) -> dict[str, Any]:
         "versions": {name: _version(name) for name in ("torch", "onnxruntime", "openvino", "numpy")},
         "commit": commit(),
     }
+
+
+def write_rows(name: str, command: str, rows: Sequence[dict[str, Any]], device: str = "cpu") -> Path:
+    """A result in which each row says by itself what it is of; precision, batch and threads are the row's own."""
+    said = conditions(command)
+    where = {"device": said["device"] if device == "cpu" else f"{device}, {said['device']}"}
+    own = [{**row, **where, "commit": said["commit"], "command": command} for row in rows]
+    return write(name, {"versions": said["versions"], "rows": own})
 
 
 def processor() -> str:
