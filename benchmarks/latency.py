@@ -36,12 +36,13 @@ RUN, NETWORK, OUTSIDE = "run", "network", "outside"
 
 
 class Subject(NamedTuple):
-    """Something that turns a frame into detections; engine is "" for PyTorch."""
+    """Something that turns a frame into detections; engine is "" for PyTorch; accuracy in points, if known."""
 
     name: str
     precision: str
     engine: str
     sample: Callable[[], Sample]
+    accuracy: dict[str, float]
 
 
 def main() -> None:
@@ -115,7 +116,7 @@ def torch_subject(
     checkpoint = load_checkpoint(path)
     model = Clocked(transform(checkpoint.model.to(device)), clock)
     predict = torch_predict(replace(checkpoint, model=model), DEFAULT_SCORE)
-    return Subject(name, "fp32", "", clocked(lambda: predict(frame), clock))
+    return Subject(name, "fp32", "", clocked(lambda: predict(frame), clock), {})
 
 
 class ClockedBackend:
@@ -134,14 +135,22 @@ class ClockedBackend:
         self._backend.close()
 
 
+def accuracy(bundle: Bundle, engine: str, backend: str) -> dict[str, float]:
+    """AP in points that the bundle's own verification found, and PyTorch's, as far as it was measured."""
+    for row in bundle.verify["rows"]:
+        if (row["engine"], row["backend"]) == (engine, backend) and row["stage"].startswith("accuracy"):
+            return {key: round(value, 2) for key, value in row["metrics"].items()}
+    return {}
+
+
 def engine_subject(
     bundle: Bundle, engine: str, name: str, frame: np.ndarray, threads: int, device: str
 ) -> Subject:
     clock = Clock()
     backend = ClockedBackend(open_engine(bundle, engine, name, threads=threads, device=device), clock)
     detector = Detector(bundle.path / engine, backend=backend)
-    precision = bundle.manifest.engines[engine]
-    return Subject(f"{name} {engine}", precision, engine, clocked(lambda: detector.run(frame), clock))
+    precision, points = bundle.manifest.engines[engine], accuracy(bundle, engine, name)
+    return Subject(f"{name} {engine}", precision, engine, clocked(lambda: detector.run(frame), clock), points)
 
 
 def clocked(run: Callable[[], Any], clock: Clock) -> Callable[[], Sample]:
@@ -173,7 +182,7 @@ def subject_rows(found: list[Subject], samples: Samples) -> list[dict[str, Any]]
         faster = {name: ratio(part(eager, name), part(own, name)) for name in (RUN, NETWORK)}
         share = ratio(part(own, OUTSIDE), part(own, RUN))
         named = {"subject": one.name, "precision": one.precision, "engine": one.engine, "status": "run"}
-        rows.append({**named, **parts, "faster": faster, "outside_share": share})
+        rows.append({**named, **parts, "faster": faster, "outside_share": share, "accuracy": one.accuracy})
     return rows
 
 
