@@ -135,8 +135,8 @@ def _original(node: openvino.Node) -> list[str]:
 
 
 def _precision(kernel: str) -> str:
-    """OpenVINO ends a kernel's name with its type: brgconv_avx512_1x1_i8."""
-    return {"bf16": "bf16", "i8": "int8", "u8": "int8"}.get(kernel.rpartition("_")[2], "fp32")
+    """OpenVINO ends a kernel's name with its type: brgconv_avx512_1x1_I8."""
+    return {"bf16": "bf16", "i8": "int8", "u8": "int8"}.get(kernel.rpartition("_")[2].lower(), "fp32")
 
 
 def peak_row(peaks: Peaks) -> dict[str, Any]:
