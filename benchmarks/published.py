@@ -2,19 +2,20 @@
 
     python -m benchmarks.published
 
-Weights are random, with a fixed seed: what is measured is speed, and that both sides find the same boxes. Accuracy is
-not measured.
+Weights are random, with a fixed seed: what is measured is speed, how far the stages are from PyTorch's, and whether the
+same boxes are found. Accuracy is not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import openvino
 import torch
@@ -22,7 +23,11 @@ from torch import Tensor, nn
 
 from benchmarks.common import write_rows
 from benchmarks.timing import WHOLE, Sample, milliseconds, part, percentiles, pin, ratio
-from glmd_export.onnx_export import export_onnx
+from glmd_export.graph import ExportGraph
+from glmd_export.onnx_export import OUTPUTS, export_onnx
+from glmd_export.ops import StandardOps
+from glmd_export.quantize import calibration_images, quantize_openvino
+from glmd_runtime.backends import Tensors
 from glmd_runtime.boxes import iou
 from glmd_runtime.detections import Detections
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
@@ -36,7 +41,8 @@ from glmd_train.model.resnet import measure_statistics
 
 CONFIG = Path(__file__).parents[1] / "glmd_train" / "configs" / "r101_novel_10shot.yaml"
 SIZE_HW = (800, 1000)
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+BEFORE_PROPOSALS = ("trunk", "neck", "objectness", "deltas")
+CALIBRATION_FRAMES = 4
 EAGER = "PyTorch eager"
 SCORE = 0.05  # the published threshold
 # Standard deviations of what these layers are to answer, so that boxes and scores differ from each other.
@@ -47,34 +53,36 @@ SPREADS = {
 
 class Subject(NamedTuple):
     precision: str
-    run: Callable[[], dict[str, np.ndarray]]
+    run: Callable[[], Tensors]
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=4)
     given = options.parse_args()
     pin(given.threads)
     checkpoint = published_checkpoint()
     inputs, geometry = example(checkpoint.preprocess)
     with tempfile.TemporaryDirectory() as scratch:
-        model = export_onnx(checkpoint, Path(scratch) / "model.onnx")
+        files = engine_files(checkpoint, Path(scratch))
+        stages = {p: stage_errors(file, p, given.threads, inputs, checkpoint) for p, file in files.items()}
         subjects = {EAGER: Subject("fp32", partial(run_torch, checkpoint, inputs))}
-        for precision in HINTS:
-            engine = partial(run_openvino, compiled(model, precision, given.threads), inputs)
+        for precision, file in files.items():
+            engine = partial(run_openvino, compiled(file, precision, given.threads), inputs)
             subjects[f"openvino {precision}"] = Subject(precision, engine)
         samples, answers = in_rounds(subjects, given.rounds)
-    spec = checkpoint.postprocess
-    found = {name: detections(raw, geometry, spec, checkpoint.class_names) for name, raw in answers.items()}
-    rows = []
-    for name, one in subjects.items():
-        rows.append({
-            "subject": name, "precision": one.precision, "batch": 1, "threads": given.threads,
-            "size_hw": list(SIZE_HW), "proposals": checkpoint.config.proposals, "run": percentiles(part(samples[name])),
-            "faster": ratio(part(samples[EAGER]), part(samples[name])), **difference(found[EAGER], found[name]),
-        })
-        print(rows[-1])
+    spec, names = checkpoint.postprocess, checkpoint.class_names
+    found = {name: detections(raw, geometry, spec, names) for name, raw in answers.items()}
+    setup = {"batch": 1, "threads": given.threads, "size_hw": list(SIZE_HW), "proposals": checkpoint.config.proposals}
+    rows = [
+        {"subject": name, "precision": one.precision, **setup, "run": percentiles(part(samples[name])),
+         "faster": ratio(part(samples[EAGER]), part(samples[name])), **difference(found[EAGER], found[name]),
+         "stages": {} if name == EAGER else stages[one.precision], "accuracy": "not measured"}
+        for name, one in subjects.items()
+    ]
+    for row in rows:
+        print(row)
     command = f"python -m benchmarks.published --threads {given.threads} --rounds {given.rounds}"
     print(write_rows("published_r101", command, rows))
 
@@ -113,32 +121,62 @@ def tame(checkpoint: Checkpoint) -> None:
         hook.remove()
 
 
-def example(spec: PreprocessSpec) -> tuple[dict[str, np.ndarray], Geometry]:
+def example(spec: PreprocessSpec) -> tuple[Tensors, Geometry]:
     image, geometry = preprocess(snapshot("ground", 5, SIZE_HW).image, spec)
     return {"images": image[None], "valid_hw": np.asarray([geometry.valid_hw], np.float32)}, geometry
 
 
-def run_torch(checkpoint: Checkpoint, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def engine_files(checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
+    """The exported graph, which serves two precisions, and INT8 of it, calibrated on a few rendered frames."""
+    model = export_onnx(checkpoint, folder / "model.onnx")
+    for seed in range(CALIBRATION_FRAMES):
+        picture = checkpoint.preprocess.intensity(snapshot("ground", 100 + seed, SIZE_HW).image)
+        cv2.imwrite(str(folder / f"{seed}.png"), picture)
+    images = calibration_images(folder, checkpoint.preprocess)
+    return {"fp32": model, "bf16": model, "int8": quantize_openvino(model, folder / "int8.xml", images)}
+
+
+def run_torch(checkpoint: Checkpoint, inputs: Tensors) -> Tensors:
     with torch.inference_mode():
         raw = checkpoint.model(*(torch.from_numpy(array) for array in inputs.values()))
-    return {name: getattr(raw, name).numpy() for name in ("boxes", "scores", "valid")}
+    return {name: getattr(raw, name).numpy() for name in OUTPUTS}
 
 
-def compiled(model: Path, precision: str, threads: int) -> openvino.CompiledModel:
-    config = {
-        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": threads
-    }
-    return openvino.Core().compile_model(model, "CPU", config)
+def compiled(
+    model: Path, precision: str, threads: int, outputs: Sequence[str] = ()
+) -> openvino.CompiledModel:
+    """outputs: names of tensors inside the graph that are to be given, too."""
+    core = openvino.Core()
+    network = core.read_model(model)
+    network.add_outputs(list(outputs))
+    hint = "bf16" if precision == "bf16" else "f32"
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
+    return core.compile_model(network, "CPU", config)
 
 
-def run_openvino(engine: openvino.CompiledModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_openvino(engine: openvino.CompiledModel, inputs: Tensors) -> Tensors:
     results = engine(inputs)
-    return {name: results[name] for name in ("boxes", "scores", "valid")}
+    return {name: results[name] for name in OUTPUTS}
+
+
+def stage_errors(
+    model: Path, precision: str, threads: int, inputs: Tensors, checkpoint: Checkpoint
+) -> dict[str, float]:
+    """Size of the error over that of the tensor, of each stage up to the choice of proposals, from the image on."""
+    graph = ExportGraph(checkpoint.model, StandardOps(), SIZE_HW)
+    with torch.inference_mode():
+        expected = graph(*(torch.from_numpy(array) for array in inputs.values()))
+    came = compiled(model, precision, threads, BEFORE_PROPOSALS)(inputs)
+    errors = {}
+    for name in BEFORE_PROPOSALS:
+        wanted = getattr(expected, name).numpy()
+        errors[name] = float(np.linalg.norm(came[name] - wanted) / np.linalg.norm(wanted))
+    return errors
 
 
 def in_rounds(
     subjects: dict[str, Subject], rounds: int
-) -> tuple[dict[str, list[Sample]], dict[str, dict[str, np.ndarray]]]:
+) -> tuple[dict[str, list[Sample]], dict[str, Tensors]]:
     """One call a turn, as a call takes seconds; the first round warms up and gives the answers."""
     answers = {name: one.run() for name, one in subjects.items()}
     samples: dict[str, list[Sample]] = {name: [] for name in subjects}
@@ -149,9 +187,9 @@ def in_rounds(
 
 
 def detections(
-    raw: dict[str, np.ndarray], geometry: Geometry, spec: PostprocessSpec, names: tuple[str, ...]
+    raw: Tensors, geometry: Geometry, spec: PostprocessSpec, names: tuple[str, ...]
 ) -> Detections:
-    one = RawOutputs(*(raw[name][0] for name in ("boxes", "scores", "valid")))
+    one = RawOutputs(*(raw[name][0] for name in OUTPUTS))
     return postprocess(RawOutputs(one.boxes, one.scores, one.valid.astype(bool)), geometry, spec, names)
 
 
