@@ -59,7 +59,7 @@ def ap50_cost(results: Results, row: Row) -> float | None:
 
 
 def over_eager(results: Results) -> Reached:
-    if not (fastest := engines(results)):
+    if not (fastest := engines(results, "int8")):
         return NOT_MEASURED
     gain = fastest[0]["faster"]["run"]
     return Reached(f"{spread(gain)} ({fastest[0]['subject']})", gain["median"] >= 6)

@@ -36,13 +36,16 @@ def latency(results: Results, out: Path) -> None:
 
 
 def roofline(results: Results, out: Path) -> None:
-    """Every stage's rate over its intensity, under the roof of its engine's precision."""
+    """Every stage's rate over its operations a byte, under the roofs of memory and arithmetic."""
     peak = next(row for row in results["roofline"] if row["stage"] == "peak")
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    highest = max(peak["gflops"].values())
+    for label, bandwidth in (("memory", peak["memory_gb_s"]), ("cache", peak["cached_gb_s"])):
+        axes.plot([0.25, highest / bandwidth], [0.25 * bandwidth, highest], color=OTHERS, lw=1)
+        axes.annotate(f"{label} {bandwidth:.0f} GB/s", (0.25, 0.25 * bandwidth), va="bottom", color=OTHERS)
     for precision, rate in peak["gflops"].items():
-        bend = rate / peak["memory_gb_s"]  # operations a byte
-        axes.plot([0.25, bend, 4000], [0.25 * peak["memory_gb_s"], rate, rate], color=COLOURS[precision], lw=1)
-        axes.annotate(f"{precision} {rate:.0f}", (4000, rate), ha="right", va="bottom", color=COLOURS[precision])
+        axes.plot([rate / peak["cached_gb_s"], 1000], [rate, rate], color=COLOURS[precision], lw=1)
+        axes.annotate(f"{precision} {rate:.0f}", (1000, rate), ha="right", va="bottom", color=COLOURS[precision])
     for row in results["roofline"]:
         if not row.get("gmac") or row["stage"] in ("all stages", "dense parts"):
             continue

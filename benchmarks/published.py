@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,14 +59,14 @@ class Subject(NamedTuple):
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--rounds", type=int, default=4)
+    options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
     pin(given.threads)
     checkpoint = published_checkpoint()
     inputs, geometry = example(checkpoint.preprocess)
     with tempfile.TemporaryDirectory() as scratch:
         files = engine_files(checkpoint, Path(scratch))
-        stages = {p: stage_errors(file, p, given.threads, inputs, checkpoint) for p, file in files.items()}
+        stages = stage_errors(files, given.threads, inputs, checkpoint)
         subjects = {EAGER: Subject("fp32", partial(run_torch, checkpoint, inputs))}
         for precision, file in files.items():
             engine = partial(run_openvino, compiled(file, precision, given.threads), inputs)
@@ -142,9 +142,7 @@ def run_torch(checkpoint: Checkpoint, inputs: Tensors) -> Tensors:
     return {name: getattr(raw, name).numpy() for name in OUTPUTS}
 
 
-def compiled(
-    model: Path, precision: str, threads: int, outputs: Sequence[str] = ()
-) -> openvino.CompiledModel:
+def compiled(model: Path, precision: str, threads: int, outputs: Sequence[str] = ()) -> openvino.CompiledModel:
     """outputs: names of tensors inside the graph that are to be given, too."""
     core = openvino.Core()
     network = core.read_model(model)
@@ -160,17 +158,23 @@ def run_openvino(engine: openvino.CompiledModel, inputs: Tensors) -> Tensors:
 
 
 def stage_errors(
-    model: Path, precision: str, threads: int, inputs: Tensors, checkpoint: Checkpoint
-) -> dict[str, float]:
-    """Size of the error over that of the tensor, of each stage up to the choice of proposals, from the image on."""
+    files: Mapping[str, Path], threads: int, inputs: Tensors, checkpoint: Checkpoint
+) -> dict[str, dict[str, float]]:
+    """Of each precision and stage up to the choice of proposals: the size of the error over that of the tensor.
+
+    Errors add up from the image on.
+    """
     graph = ExportGraph(checkpoint.model, StandardOps(), SIZE_HW)
     with torch.inference_mode():
-        expected = graph(*(torch.from_numpy(array) for array in inputs.values()))
-    came = compiled(model, precision, threads, BEFORE_PROPOSALS)(inputs)
+        stages = graph(*(torch.from_numpy(array) for array in inputs.values()))
+    expected = {name: getattr(stages, name).numpy() for name in BEFORE_PROPOSALS}
     errors = {}
-    for name in BEFORE_PROPOSALS:
-        wanted = getattr(expected, name).numpy()
-        errors[name] = float(np.linalg.norm(came[name] - wanted) / np.linalg.norm(wanted))
+    for precision, file in files.items():
+        came = compiled(file, precision, threads, BEFORE_PROPOSALS)(inputs)
+        errors[precision] = {
+            name: float(np.linalg.norm(came[name] - wanted) / np.linalg.norm(wanted))
+            for name, wanted in expected.items()
+        }
     return errors
 
 

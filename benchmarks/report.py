@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.aims import load_results
 from benchmarks.common import write_tables
 from benchmarks.plots import PLOTS
-from benchmarks.tables import TABLES
+from benchmarks.tables import TABLES, section
 from glmd_runtime import Detector
 from glmd_runtime.draw import draw
 from glmd_runtime.video.simulator import snapshot
@@ -31,7 +31,7 @@ def main() -> None:
     options.add_argument("--bundle", type=Path, default=Path("models/thermal_lite0.glmd"))
     bundle = options.parse_args().bundle
     results = load_results()
-    write_tables(DOCUMENT, {name: table(results) for name, table in TABLES.items()})
+    write_tables(DOCUMENT, {name: section(name, results) for name in TABLES})
     for plot in PLOTS:
         if results[plot.__name__]:
             plot(results, IMAGES / f"{plot.__name__}.svg")

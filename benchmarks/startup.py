@@ -53,7 +53,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--bundle", type=Path, default=Path("models/thermal_lite0.glmd"))
     options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
     pin(given.threads)
     bundle = open_bundle(given.bundle)

@@ -113,6 +113,21 @@ def _peer_cells(row: Row) -> list[str]:
     return [*named, f"{row['run']['p50_ms']:.1f}, {row['run']['p90_ms']:.1f}", spread(row["slower"])]
 
 
+# Below a table its plot, once there is one.
+CAPTIONS = {
+    "latency": "Bars of the median milliseconds of PyTorch and of each engine",
+    "roofline": "Rate of each stage over its operations a byte, under the roofs of memory and of each precision",
+    "scaling": "Milliseconds a frame over proposals, megapixels and cameras",
+}
+
+
+def section(name: str, results: Results) -> Lines:
+    """A table and its plot."""
+    lines = TABLES[name](results)
+    plotted = name in CAPTIONS and results[name]
+    return [*lines, "", f"![{CAPTIONS[name]}](images/{name}.svg)"] if plotted else lines
+
+
 TABLES: dict[str, Callable[[Results], Lines]] = {
     function.__name__: function
     for function in (aims, latency, host, roofline, peaks, startup, scaling, published, peers)
