@@ -1,11 +1,12 @@
 # make demo   set up, export the shipped checkpoint, verify it, run it on thermal video
 # make test   set up, lint, type-check, test
 # make plugins  the CUDA operators: what nvcc and TensorRT's headers allow here, and their tests
-# make bench  latency and accuracy of the shipped bundle
+# make bench  everything that docs/benchmarks.md says of speed, and whether it got worse; 20 minutes on two quiet cores
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 OUT ?= out/demo
+BENCH := out/bench/thermal_lite0.glmd
 export GLMD_DATA ?= ../shared/data
 
 # A clip that no training saw, if the real data is there; else a simulated scene with a seed that no training saw.
@@ -45,9 +46,20 @@ plugins: setup
 	cmake --build build
 	ctest --test-dir build --output-on-failure
 
-bench: setup
+# The shipped checkpoint in every precision, with its accuracy.
+$(BENCH)/manifest.json: models/thermal_lite0.safetensors $(wildcard glmd_export/*.py) | setup
+	$(BIN)/python -m benchmarks.precision -o $(BENCH)
+
+bench: setup $(BENCH)/manifest.json
+	$(BIN)/python -m benchmarks.latency --bundle $(BENCH)
+	$(BIN)/python -m benchmarks.roofline --bundle $(BENCH)
+	$(BIN)/python -m benchmarks.startup --bundle $(BENCH)
+	$(BIN)/python -m benchmarks.scaling --bundle $(BENCH)
+	$(BIN)/python -m benchmarks.published
+	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.accuracy --bundle models/thermal_lite0.glmd
-	$(BIN)/python -m benchmarks.latency --bundle models/thermal_lite0.glmd
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.regression
 
 clean:
 	rm -rf out build .pytest_cache .mypy_cache .ruff_cache

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, write_tables
 from benchmarks.fewshot_runs import CLASSES, MAIN, METHODS, SHOTS, WITHOUT, Key, Method
-from glmd_runtime.sinks import whole_file
 from glmd_train.intervals import Interval, run_interval
 
 ROOT = Path(__file__).parents[1]
@@ -31,22 +29,6 @@ def write_report(runs: Runs) -> None:
     write_tables(ENROLL, {"against_teach": enroll_table(runs, enrolled)})
     plot(runs)
     print(f"Written: {DOCUMENT}, {ENROLL}, {PLOT}")
-
-
-def write_tables(document: Path, tables: dict[str, list[str]]) -> None:
-    text = document.read_text()
-    for name, rows in tables.items():
-        text = between_marks(text, name, "\n".join(rows))
-    with whole_file(document) as partial:
-        partial.write_text(text)
-
-
-def between_marks(text: str, name: str, content: str) -> str:
-    """`text` with what stands between <!-- name --> and <!-- /name --> replaced."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"The document lacks the marks <!-- {name} --> and <!-- /{name} -->")
-    return pattern.sub(lambda marks: f"{marks[1]}{content}\n{marks[2]}", text)
 
 
 def of(runs: Runs, table: str, method: str, shots: int) -> dict[int, dict[str, Any]]:

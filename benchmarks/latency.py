@@ -1,94 +1,196 @@
-"""Milliseconds a frame of one bundle: the network alone and `Detector.run` from frame to boxes, engines and PyTorch
-in turns within one run, so that what else the machine does meets all alike.
+"""Milliseconds a frame of 640x512: PyTorch, compiled PyTorch and every engine of a bundle, in turns within one run.
 
-    python -m benchmarks.latency --bundle models/thermal_lite0.glmd --checkpoint models/thermal_lite0.safetensors
+    python -m benchmarks.latency --bundle out/bench/thermal_lite0.glmd
+    python -m benchmarks.latency --bundle out/bench/thermal_lite0.glmd --device cuda
+
+Of each: the whole of `Detector.run` from an 8-bit frame to boxes, the network within it, and what is not the network.
+Not run on a GPU yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from benchmarks.common import conditions, write
-from glmd_runtime import Detector, backends, preprocess
-from glmd_runtime.bundle import open_bundle
+from benchmarks.common import write_rows
+from benchmarks.timing import Clock, Sample, Samples, in_turns, milliseconds, part, percentiles, pin, ratio, whole
+from glmd_runtime import Detector, PreprocessSpec, RawOutputs, backends, open_bundle, postprocess, preprocess
+from glmd_runtime.backends import Backend, Tensors
+from glmd_runtime.bundle import Bundle
+from glmd_runtime.engines import open_engine
+from glmd_runtime.errors import GlmdError
+from glmd_runtime.postprocess import split_outputs
 from glmd_runtime.video.simulator import snapshot
-from glmd_train.checkpoint import load_checkpoint
+from glmd_train.checkpoint import DEFAULT_SCORE, load_checkpoint
 from glmd_train.evaluate import torch_predict
+
+EAGER, COMPILED = "PyTorch eager", "torch.compile"
+RUN, NETWORK, OUTSIDE = "run", "network", "outside"
+
+
+class Subject(NamedTuple):
+    """Something that turns a frame into detections; engine is "" for PyTorch; accuracy in points, if known."""
+
+    name: str
+    precision: str
+    engine: str
+    sample: Callable[[], Sample]
+    accuracy: dict[str, float]
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--bundle", type=Path, default=Path("models/thermal_lite0.glmd"))
     options.add_argument("--checkpoint", type=Path, default=Path("models/thermal_lite0.safetensors"))
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--rounds", type=int, default=20)
+    options.add_argument("--rounds", type=int, default=25)
     given = options.parse_args()
-    torch.set_num_threads(given.threads)
-    frame = np.asarray(snapshot("ground", 5).image)
-    subjects = {**torch_subjects(given.checkpoint, frame), **bundle_subjects(given.bundle, given.threads, frame)}
-    rows = measure(subjects, given.rounds)
-    for name, row in rows.items():
-        print(f"{name:28s} median {row['median_ms']:7.1f} ms   fastest {row['fastest_ms']:7.1f} ms")
-    command = f"python -m benchmarks.latency --bundle {given.bundle} --checkpoint {given.checkpoint}"
-    setup = {"frame_hw": list(frame.shape), "batch": 1, "precision": "fp32", "threads": given.threads}
-    eager = rows["pytorch Detector.run"]["median_ms"]
-    ratios = {name: round(eager / row["median_ms"], 2) for name, row in rows.items() if name.endswith("Detector.run")}
-    report = {**conditions(command), **setup, "rows": rows, "times_faster_than_pytorch": ratios}
-    print(write(f"latency_{given.bundle.stem}", report))
+    pin(given.threads)
+    bundle, frame = open_bundle(given.bundle), example_frame(load_checkpoint(given.checkpoint).preprocess)
+    found, missing = subjects(bundle, given.checkpoint, frame, given.threads, given.device)
+    parts = {name: whole(run) for name, run in host_parts(bundle, frame).items()}
+    samples = in_turns({**{one.name: one.sample for one in found}, **parts}, given.rounds)
+    setup = {"frame_hw": list(frame.shape), "batch": 1, "threads": given.threads}
+    rows = [{**row, **setup} for row in [*subject_rows(found, samples), *part_rows(parts, samples), *missing]]
+    for row in rows:
+        print(row["subject"], {key: row[key] for key in ("status", RUN, NETWORK, OUTSIDE, "faster") if key in row})
+    command = f"python -m benchmarks.latency --bundle {given.bundle} --device {given.device} --threads {given.threads}"
+    device = torch.cuda.get_device_name() if given.device == "cuda" else "cpu"
+    print(write_rows(f"latency_{given.checkpoint.stem}", command, rows, device))
 
 
-def torch_subjects(path: Path, frame: np.ndarray) -> dict[str, Callable[[], Any]]:
+def example_frame(spec: PreprocessSpec) -> np.ndarray:
+    """(512, 640) uint8 of a simulated scene with people and cars in it."""
+    return np.asarray(spec.intensity(snapshot("ground", 5).image))
+
+
+def subjects(
+    bundle: Bundle, checkpoint: Path, frame: np.ndarray, threads: int, device: str
+) -> tuple[list[Subject], list[dict[str, Any]]]:
+    """What runs here, PyTorch first, and a row for each that does not."""
+    found, missing = [torch_subject(EAGER, checkpoint, frame, device, lambda model: model)], []
+    makers = [(COMPILED, "fp32", "", lambda: torch_subject(COMPILED, checkpoint, frame, device, torch.compile))]
+    for engine, precision in bundle.manifest.engines.items():
+        for name in backends.readers(engine):
+            makers.append((f"{name} {engine}", precision, engine,
+                           lambda e=engine, n=name: engine_subject(bundle, e, n, frame, threads, device)))
+    for name, precision, engine, make in makers:
+        try:
+            subject = make()
+            subject.sample()  # what cannot be compiled or run says so at the first call
+            found.append(subject)
+        except (GlmdError, RuntimeError) as error:
+            why = str(error).strip().splitlines()[0]
+            missing.append(
+                {"subject": name, "precision": precision, "engine": engine, "status": "not_run", "reason": why}
+            )
+    return found, missing
+
+
+class Clocked(nn.Module):
+    """A network that is timed."""
+
+    def __init__(self, model: nn.Module, clock: Clock) -> None:
+        super().__init__()
+        self.model, self.clock = model, clock
+
+    def forward(self, images: Tensor, valid_hw: Tensor) -> Any:
+        self.clock.start()
+        raw = self.model(images, valid_hw)
+        self.clock.stop()
+        return raw
+
+
+def torch_subject(
+    name: str, path: Path, frame: np.ndarray, device: str, transform: Callable[[nn.Module], Any]
+) -> Subject:
+    clock = Clock(torch.cuda.synchronize if device == "cuda" else lambda: None)
     checkpoint = load_checkpoint(path)
-    predict = torch_predict(checkpoint)
-    image, geometry = preprocess(frame, checkpoint.preprocess)
-    inputs = torch.from_numpy(image)[None], torch.tensor([geometry.valid_hw], dtype=torch.float32)
-
-    def network() -> Any:
-        with torch.inference_mode():
-            return checkpoint.model(*inputs)
-
-    return {"pytorch network": network, "pytorch Detector.run": lambda: predict(frame)}
+    model = Clocked(transform(checkpoint.model.to(device)), clock)
+    predict = torch_predict(replace(checkpoint, model=model), DEFAULT_SCORE)
+    return Subject(name, "fp32", "", clocked(lambda: predict(frame), clock), {})
 
 
-def bundle_subjects(path: Path, threads: int, frame: np.ndarray) -> dict[str, Callable[[], Any]]:
-    subjects: dict[str, Callable[[], Any]] = {}
-    bundle = open_bundle(path)
-    image, geometry = preprocess(frame, bundle.manifest.preprocess)
-    inputs = {"images": image[None], "valid_hw": np.asarray([geometry.valid_hw], np.float32)}
-    for name in backends.available():
-        backend = backends.load(name, path / "model.onnx", threads)
-        subjects[f"{name} network"] = partial(backend.run, inputs)
-        subjects[f"{name} Detector.run"] = partial(Detector(path, backend=name, threads=threads).run, frame)
-    return subjects
+class ClockedBackend:
+    """A backend that is timed; its answers are in host memory, so that it has done its work when it returns."""
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self._backend, self._clock = backend, clock
+
+    def run(self, inputs: Tensors) -> Tensors:
+        self._clock.start()
+        outputs = self._backend.run(inputs)
+        self._clock.stop()
+        return outputs
+
+    def close(self) -> None:
+        self._backend.close()
 
 
-def measure(subjects: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Every subject three times a round, the first not counted: the threads of the subject before it still spin then.
-    The first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in subjects}
-    for _ in range(rounds + 1):
-        for name, run in subjects.items():
-            run()
-            times[name] += [_milliseconds(run) for _ in range(2)]
-    kept = {name: values[2:] for name, values in times.items()}
+def accuracy(bundle: Bundle, engine: str, backend: str) -> dict[str, float]:
+    """AP in points that the bundle's own verification found, and PyTorch's, as far as it was measured."""
+    for row in bundle.verify["rows"]:
+        if (row["engine"], row["backend"]) == (engine, backend) and row["stage"].startswith("accuracy"):
+            return {key: round(value, 2) for key, value in row["metrics"].items()}
+    return {}
+
+
+def engine_subject(
+    bundle: Bundle, engine: str, name: str, frame: np.ndarray, threads: int, device: str
+) -> Subject:
+    clock = Clock()
+    backend = ClockedBackend(open_engine(bundle, engine, name, threads=threads, device=device), clock)
+    detector = Detector(bundle.path / engine, backend=backend)
+    precision, points = bundle.manifest.engines[engine], accuracy(bundle, engine, name)
+    return Subject(f"{name} {engine}", precision, engine, clocked(lambda: detector.run(frame), clock), points)
+
+
+def clocked(run: Callable[[], Any], clock: Clock) -> Callable[[], Sample]:
+    """A call as a whole, the network within it by its clock, and the difference."""
+    def sample() -> Sample:
+        total = milliseconds(run)
+        return {RUN: total, NETWORK: clock.ms, OUTSIDE: total - clock.ms}
+
+    return sample
+
+
+def host_parts(bundle: Bundle, frame: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """What a Detector does beside the network, each alone; postprocessing as for the bundle's first reference frame."""
+    manifest, reference = bundle.manifest, bundle.reference
+    geometry = preprocess(reference.frames[0], manifest.preprocess)[1]
+    raw: RawOutputs = split_outputs({n: getattr(reference, n)[:1] for n in ("boxes", "scores", "valid")})[0]
     return {
-        name: {"median_ms": round(statistics.median(v), 2), "fastest_ms": round(min(v), 2)} for name, v in kept.items()
+        "preprocess": lambda: preprocess(frame, manifest.preprocess),
+        "postprocess": lambda: postprocess(raw, geometry, manifest.postprocess, manifest.class_names),
     }
 
 
-def _milliseconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return 1000 * (time.perf_counter() - start)
+def subject_rows(found: list[Subject], samples: Samples) -> list[dict[str, Any]]:
+    eager = samples[EAGER]
+    rows = []
+    for one in found:
+        own = samples[one.name]
+        parts: dict[str, Any] = {name: percentiles(part(own, name)) for name in (RUN, NETWORK, OUTSIDE)}
+        faster = {name: ratio(part(eager, name), part(own, name)) for name in (RUN, NETWORK)}
+        share = ratio(part(own, OUTSIDE), part(own, RUN))
+        named = {"subject": one.name, "precision": one.precision, "engine": one.engine, "status": "run"}
+        rows.append({**named, **parts, "faster": faster, "outside_share": share, "accuracy": one.accuracy})
+    return rows
+
+
+def part_rows(parts: dict[str, Any], samples: Samples) -> list[dict[str, Any]]:
+    return [
+        {"subject": name, "precision": "fp32", "engine": "", "status": "run", RUN: percentiles(part(samples[name]))}
+        for name in parts
+    ]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import conditions, write
-from benchmarks.latency import measure
+from benchmarks.timing import measure
 from glmd_export.onnx_export import export_onnx
 from glmd_runtime import backends, preprocess
 from glmd_runtime.detections import Detections

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import conditions, write
-from benchmarks.latency import measure
+from benchmarks.timing import measure
 from glmd_export.onnx_export import OPSET
 from glmd_export.ops import OPS
 from glmd_runtime import backends

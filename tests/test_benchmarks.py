@@ -1,0 +1,161 @@
+"""What benchmarks count, compare and judge; nothing is timed here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.aims import AIMS, NAMES, rate
+from benchmarks.common import between_marks
+from benchmarks.operations import operations
+from benchmarks.peaks import CACHED, Peaks
+from benchmarks.published import difference
+from benchmarks.regression import ratios, rows_of, worse
+from benchmarks.roofline import Executed, fused, stage_row
+from benchmarks.tables import TABLES
+from benchmarks.timing import in_turns, percentiles, ratio
+from glmd_runtime.detections import Detections
+
+NOTHING: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> openvino.Model:
+    """A 3x3 convolution (trunk), a depth-wise one (neck), a product with a bias (objectness) of 4x4 pixels."""
+    shapes = {"dense": (2, 1, 3, 3), "depthwise": (2, 1, 3, 3), "product": (4, 5), "bias": (5,)}
+    tensors = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["images", "dense"], ["trunk"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["trunk", "depthwise"], ["neck"], name="second", pads=[1, 1, 1, 1], group=2),
+        helper.make_node("MatMul", ["neck", "product"], ["sum"], name="third"),
+        helper.make_node("Add", ["sum", "bias"], ["objectness"], name="fourth"),
+    ]
+    images, objectness = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("images", (1, 1, 4, 4)), ("objectness", (1, 2, 4, 5)))
+    )
+    graph = helper.make_graph(nodes, "tiny", [images], [objectness], tensors)
+    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return openvino.Core().read_model(path)
+
+
+@pytest.mark.parametrize(("stage", "macs", "elements", "dense"), [
+    ("trunk", 2 * 16 * 9, 16 + 18 + 32, True),
+    ("neck", 2 * 16 * 9, 32 + 18 + 32, False),
+    ("rpn", 2 * 4 * 5 * 4, 32 + 20 + 40, True),
+])
+def test_operations_are_counted_as_by_hand(
+    network: openvino.Model, stage: str, macs: int, elements: int, dense: bool
+) -> None:
+    found = [one for one in operations(network).values() if one.stage == stage and one.macs]
+    assert [(one.macs, one.elements, one.dense) for one in found] == [(macs, elements, dense)]
+
+
+def test_every_product_is_some_kernels(network: openvino.Model) -> None:
+    kernels = fused(network, openvino.Core().compile_model(network, "CPU", {"INFERENCE_NUM_THREADS": "1"}))
+    assert {name for name, one in operations(network).items() if one.macs} <= set(kernels)
+
+
+def test_the_roofline_is_the_slower_of_computing_and_moving() -> None:
+    peaks = Peaks({"fp32": 100.0}, cached=10.0, large=1.0)
+    assert peaks.milliseconds(50_000_000, 1000, "fp32") == pytest.approx(1.0)
+    assert peaks.milliseconds(0, 1_000_000, "fp32") == pytest.approx(0.1)
+    assert peaks.milliseconds(0, CACHED + 10, "fp32") == pytest.approx((CACHED + 10) / 1e6)
+
+
+def test_a_stage_is_the_sum_of_its_kernels(network: openvino.Model) -> None:
+    parts = tuple(operations(network).values())
+    row = stage_row([Executed(parts, "int8", 2.0)], Peaks({"int8": 1.0}, cached=1e3, large=1e3))
+    macs = 288 + 288 + 160
+    assert (row["ms"], row["int8_share"], row["gmac"]) == (2.0, 1.0, round(macs / 1e9, 3))
+    assert row["roofline_share"] == pytest.approx(2 * macs / 1e6 / 2.0, abs=1e-3)
+
+
+def test_an_empty_stage_has_no_rate() -> None:
+    row = stage_row([], Peaks({}, 1.0, 1.0))
+    assert (row["ms"], row["gflops"], row["roofline_share"], row["int8_share"]) == (0, None, None, None)
+
+
+def test_ratios_are_taken_call_by_call() -> None:
+    # Both sides are twice as slow in the second half: side by side that is no spread.
+    assert ratio([30.0] * 5 + [60.0] * 5, [10.0] * 5 + [20.0] * 5) == {"median": 3.0, "p10": 3.0, "p90": 3.0}
+    assert ratio(list(range(10, 111, 10)), [10.0] * 11) == {"median": 6.0, "p10": 2.0, "p90": 10.0}
+
+
+def test_percentiles() -> None:
+    assert percentiles(list(range(101))) == {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "fastest_ms": 0.0}
+
+
+def test_subjects_take_turns_and_the_first_calls_do_not_count() -> None:
+    calls: list[str] = []
+    subjects = {name: (lambda name=name: calls.append(name) or {"ms": float(len(calls))}) for name in "ab"}
+    samples = in_turns(subjects, rounds=2)
+    assert "".join(calls) == "aaabbb" * 3
+    assert [one["ms"] for one in samples["b"]] == [11, 12, 17, 18]
+
+
+@pytest.mark.parametrize(("old", "new", "slower"), [
+    ((6.0, 5.5, 6.5), (6.0, 5.5, 6.5), False),
+    ((6.0, 5.5, 6.5), (5.6, 5.0, 6.1), False),  # within the spread
+    ((6.0, 5.5, 6.5), (5.0, 4.8, 6.1), False),  # the new run is too uncertain to say
+    ((6.0, 5.5, 6.5), (5.0, 4.8, 5.2), True),
+    ((6.0, 5.5, 6.5), (8.0, 7.5, 8.5), False),
+])
+def test_worse_is_what_neither_run_explains(
+    old: tuple[float, float, float], new: tuple[float, float, float], slower: bool
+) -> None:
+    before, after = ({"engine run": dict(zip(("median", "p10", "p90"), gain, strict=True))} for gain in (old, new))
+    assert bool(list(worse(before, after))) is slower
+
+
+def test_what_was_not_measured_before_is_not_worse() -> None:
+    assert not list(worse({}, {"engine run": {"median": 1.0, "p10": 1.0, "p90": 1.0}}))
+
+
+def test_ratios_of_rows_with_and_without_parts() -> None:
+    gain = {"median": 2.0, "p10": 1.9, "p90": 2.1}
+    parts = {"run": gain, "network": gain}
+    rows = [{"subject": "a", "faster": parts}, {"subject": "b", "faster": gain}, {"subject": "c"}]
+    assert ratios(rows) == {"a run": gain, "a network": gain, "b": gain}
+    assert rows_of('{"rows": {"older": 1}}') == []
+
+
+def test_without_results_no_aim_is_met_or_missed() -> None:
+    assert {aim.reached(NOTHING).met for aim in AIMS} == {None}
+    assert all(table(NOTHING) for table in TABLES.values())
+
+
+@pytest.mark.parametrize(("ms", "ap50", "met"), [(20.0, 62.5, True), (40.0, 62.5, False), (20.0, 61.5, False)])
+def test_a_rate_counts_with_its_accuracy(ms: float, ap50: float, met: bool) -> None:
+    common = {"engine": "e", "status": "run", "subject": "s"}
+    rows = [
+        {**common, "precision": "fp32", "run": {"p50_ms": 60.0}, "accuracy": {"ap50": 63.0}},
+        {**common, "precision": "int8", "run": {"p50_ms": ms}, "accuracy": {"ap50": ap50}},
+    ]
+    assert rate({**NOTHING, "latency": rows}, 30).met is met
+
+
+def test_detections_are_compared_in_pairs() -> None:
+    def found(*rows: tuple[float, float]) -> Detections:
+        """Boxes of 10 pixels by their left edge, with a score."""
+        xyxy = np.array([[x, 0, x + 10, 10] for x, _ in rows], np.float32).reshape(-1, 4)
+        scores = np.array([score for _, score in rows], np.float32)
+        return Detections(xyxy, scores, np.zeros(len(rows), np.int64), ("person",))
+
+    nothing = difference(found(), found())
+    assert (nothing["unmatched"], nothing["score_difference"], nothing["box_difference_px"]) == (0, 0.0, 0.0)
+    some = difference(found((0, 0.9), (50, 0.5)), found((1, 0.8), (80, 0.5)))
+    assert (some["unmatched"], some["box_difference_px"]) == (2, 1.0)
+    assert some["score_difference"] == pytest.approx(0.1)
+
+
+def test_a_document_without_its_marks_is_refused() -> None:
+    assert between_marks("<!-- a -->\nold\n<!-- /a -->", "a", "new") == "<!-- a -->\nnew\n<!-- /a -->"
+    with pytest.raises(ValueError, match="lacks the marks"):
+        between_marks("", "a", "new")
