@@ -32,7 +32,7 @@ def main() -> None:
     print_scores(scores)
     command = f"python -m benchmarks.accuracy --bundle {given.bundle} --backend {given.backend}"
     rows = {name: score.to_dict() for name, score in scores.items()}
-    setup = {"batch": 1, "precision": "fp32", "score_threshold": EVAL_SCORE, "engine": info, "sets": rows}
+    setup = {"batch": 1, "precision": info["precision"], "score_threshold": EVAL_SCORE, "engine": info, "sets": rows}
     print(write(f"accuracy_{given.bundle.stem}", {**conditions(command), **setup}))
 
 
