@@ -70,7 +70,7 @@ def main() -> None:
         subjects = {EAGER: Subject("fp32", partial(run_torch, checkpoint, inputs))}
         for precision, file in files.items():
             engine = partial(run_openvino, compiled(file, precision, given.threads), inputs)
-            subjects[f"openvino {precision}"] = Subject(precision, engine)
+            subjects[f"openvino {precision}"] = Subject(precision.split()[0], engine)
         samples, answers = in_rounds(subjects, given.rounds)
     spec, names = checkpoint.postprocess, checkpoint.class_names
     found = {name: detections(raw, geometry, spec, names) for name, raw in answers.items()}
@@ -78,7 +78,7 @@ def main() -> None:
     rows = [
         {"subject": name, "precision": one.precision, **setup, "run": percentiles(part(samples[name])),
          "faster": ratio(part(samples[EAGER]), part(samples[name])), **difference(found[EAGER], found[name]),
-         "stages": {} if name == EAGER else stages[one.precision], "accuracy": "not measured"}
+         "stages": stages.get(name.removeprefix("openvino "), {}), "accuracy": "not measured"}
         for name, one in subjects.items()
     ]
     for row in rows:
@@ -127,13 +127,17 @@ def example(spec: PreprocessSpec) -> tuple[Tensors, Geometry]:
 
 
 def engine_files(checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
-    """The exported graph, which serves two precisions, and INT8 of it, calibrated on a few rendered frames."""
-    model = export_onnx(checkpoint, folder / "model.onnx")
+    """What a bundle holds for a CPU: fp32 without needless arithmetic, and INT8, calibrated on a few rendered frames;
+    beside them the graph as it was trained, in two precisions."""
+    model = export_onnx(checkpoint, folder / "standard.onnx")
     for seed in range(CALIBRATION_FRAMES):
         picture = checkpoint.preprocess.intensity(snapshot("ground", 100 + seed, SIZE_HW).image)
         cv2.imwrite(str(folder / f"{seed}.png"), picture)
     images = calibration_images(folder, checkpoint.preprocess)
-    return {"fp32": model, "bf16": model, "int8": quantize_openvino(model, folder / "int8.xml", images)}
+    return {
+        "fp32": export_onnx(checkpoint, folder / "model.onnx", spared=True), "fp32 as trained": model, "bf16": model,
+        "int8": quantize_openvino(model, folder / "int8.xml", images),
+    }
 
 
 def run_torch(checkpoint: Checkpoint, inputs: Tensors) -> Tensors:
@@ -160,7 +164,7 @@ def run_openvino(engine: openvino.CompiledModel, inputs: Tensors) -> Tensors:
 def stage_errors(
     files: Mapping[str, Path], threads: int, inputs: Tensors, checkpoint: Checkpoint
 ) -> dict[str, dict[str, float]]:
-    """Of each precision and stage up to the choice of proposals: the size of the error over that of the tensor.
+    """Of each file and stage up to the choice of proposals: the size of the error over that of the tensor.
 
     Errors add up from the image on.
     """
