@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -20,14 +19,14 @@ import numpy as np
 
 from benchmarks.common import write_rows
 from benchmarks.latency import example_frame
-from benchmarks.proposals import network_inputs, with_proposals
+from benchmarks.proposals import network_inputs
 from benchmarks.timing import in_turns, part, percentiles, pin, whole
 from glmd_export.onnx_export import export_onnx
 from glmd_runtime import Detector, backends
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.source import Source
-from glmd_train.checkpoint import Checkpoint, load_checkpoint
+from glmd_train.checkpoint import Checkpoint, load_checkpoint, reshape
 
 BACKEND = "openvino"
 PROPOSALS = (50, 100, 150, 200, 300)
@@ -46,8 +45,8 @@ def main() -> None:
     pin(given.threads)
     checkpoint = load_checkpoint(given.checkpoint)
     frame = example_frame(checkpoint.preprocess)
-    models = {("proposals", str(n)): with_proposals(checkpoint, n) for n in PROPOSALS}
-    models |= {("pixels", f"{w}x{h}"): with_canvas(checkpoint, (h, w)) for h, w in CANVASES}
+    models = {("proposals", str(n)): reshape(checkpoint, proposals=n) for n in PROPOSALS}
+    models |= {("pixels", f"{w}x{h}"): reshape(checkpoint, size_hw=(h, w)) for h, w in CANVASES}
     taken = growing_models(models, frame, given.threads, given.rounds)
     rows = [row(*key, "fp32", f"{BACKEND} model.onnx", values, given.threads) for key, values in taken.items()]
     with Detector(given.bundle, threads=given.threads) as detector:
@@ -65,11 +64,6 @@ def main() -> None:
 def row(grows: str, to: str, precision: str, engine: str, values: Sequence[float], threads: int) -> dict[str, Any]:
     named = {"grows": grows, "subject": to, "engine": engine}
     return {**named, "precision": precision, "batch": 1, "threads": threads, "run": percentiles(values)}
-
-
-def with_canvas(checkpoint: Checkpoint, size_hw: tuple[int, int]) -> Checkpoint:
-    """The same weights for pictures of another size."""
-    return replace(checkpoint, preprocess=replace(checkpoint.preprocess, size_hw=size_hw))
 
 
 def growing_models(
