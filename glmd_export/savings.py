@@ -25,9 +25,9 @@ from glmd_train.model.roi_heads import ROIHeads
 
 # With 256 channels and fewer the transforms cost what the products save.
 LEAST_CHANNELS = 512
-# Bins are cut out of a proposal one by one. Rounding must not make one longer than a whole number of cells, as RoiAlign
-# then takes one sample more.
-_SHRINK = 1 - 2**-14
+# Bins are cut out of a proposal one by one. Rounding must not carry the length of one over a whole number of cells, as
+# RoiAlign takes as many samples as there are cells begun: so it keeps this many pixels away from one, on its own side.
+_AWAY = 2**-10
 
 # Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), F(4, 3): out = A (G g * B d)
 _TILE, _TAPS = 4, 6  # results and inputs of a tile, along one axis
@@ -196,7 +196,7 @@ class HoistedHead(nn.Module):
         """(B, C, H, W) before the affine layer, (B, R, 4) xyxy in network pixels -> (B, R, D)."""
         b, r, _ = proposals.shape
         hoisted = F.conv2d(features, self.weight, self.shift)
-        boxes = live_bins(proposals, self.bins).flatten(1, 2)  # (B, 16 R, 4)
+        boxes = live_bins(proposals, self.bins, self.stride).flatten(1, 2)  # (B, 16 R, 4)
         x = ops.roi_align(hoisted, boxes, 1, self.stride).reshape(b, -1, r, len(self.bias))
         x = x.transpose(0, 1).flatten(1, 2) + self.bias  # (16, B R, inner + outer)
         x = self.first(x[:, :, : self.inner], x[:, :, self.inner :])
@@ -213,14 +213,21 @@ def fits(heads: ROIHeads) -> bool:
     return _is_large(first.conv2.conv) and first.conv1.conv.stride == (2, 2) and -(-heads.bins // 2) == _TILE
 
 
-def live_bins(boxes: Tensor, bins: int) -> Tensor:
+def live_bins(boxes: Tensor, bins: int, stride: int) -> Tensor:
     """The bins of a RoiAlign that a stride of 2 reads, as boxes: (B, R, 4) xyxy -> (B, 16, R, 4), row by row."""
     first = torch.arange(0, bins, 2, dtype=boxes.dtype, device=boxes.device)  # (4,)
     x1, y1, x2, y2 = (edge[:, None, None] for edge in boxes.unbind(2))  # (B, 1, 1, R)
     width, height = (x2 - x1) / bins, (y2 - y1) / bins
     left, top = x1 + first[:, None] * width, y1 + first[:, None, None] * height  # (B, 1, 4, R), (B, 4, 1, R)
     left, top = torch.broadcast_tensors(left, top)  # (B, 4, 4, R)
-    return torch.stack([left, top, left + width * _SHRINK, top + height * _SHRINK], dim=-1).flatten(1, 2)
+    right, bottom = left + _off_whole_cells(width, stride), top + _off_whole_cells(height, stride)
+    return torch.stack([left, top, right, bottom], dim=-1).flatten(1, 2)
+
+
+def _off_whole_cells(length: Tensor, stride: int) -> Tensor:
+    """Lengths in pixels, of as many cells begun as before, and not within _AWAY of a whole number of them but 0."""
+    begun = (length / stride).ceil() * stride
+    return torch.maximum(torch.minimum(length, begun - _AWAY).clamp(min=0), begun - stride + _AWAY)
 
 
 def folded(layer: ConvNorm) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,8 +137,8 @@ def _check_own_engines(options: argparse.Namespace, why_not: str) -> None:
 
 def _check_usage(options: argparse.Namespace) -> None:
     """What can be said before anything is loaded."""
-    if not options.budget_ms > 0:
-        raise UsageError(f"--budget-ms is milliseconds a frame, more than 0; got {options.budget_ms:g}.")
+    if not 0 < options.budget_ms < inf:
+        raise UsageError(f"--budget-ms is a number of milliseconds a frame, more than 0; got {options.budget_ms:g}.")
     for name, least, most in (("proposals", 1, 1000), ("threads", 1, 1024)):
         if wrong := [n for n in getattr(options, name) or () if not least <= n <= most]:
             raise UsageError(f"--{name} must be {least} to {most}; got {wrong[0]}.")

@@ -185,8 +185,9 @@ class Stream:
 
     def start(self, ready: SimpleQueue[Stream | None]) -> None:
         """Begin to read; `ready` gets this stream once for each time that its slot becomes full, and at its end."""
-        self._reader = Thread(target=self._read, args=(ready,), name=f"reader of {self.name}", daemon=True)
-        self._reader.start()
+        reader = Thread(target=self._read, args=(ready,), name=f"reader of {self.name}", daemon=True)
+        reader.start()
+        self._reader = reader  # only now, as `close`, from another thread, may not join one that was not started
 
     def take(self) -> Frame | None:
         """The frame in the slot; None where there is none, or it is too old."""

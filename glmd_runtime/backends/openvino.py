@@ -6,10 +6,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import openvino
 
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.errors import UnsupportedError
+
+# The first array that the library shows sets up its share of numpy, and in two threads at once that never ends: one
+# holds Python's lock and waits for the other, which waits for Python's lock. So it is done here, by one thread.
+np.copy(openvino.Tensor(np.zeros(1, np.float32)).data)
 
 
 class OpenVinoBackend:

@@ -30,9 +30,10 @@ from tests.conftest import skip_unless
 
 SIZE_HW = (112, 144)
 BACKENDS = pytest.mark.parametrize("name", backends.readers("model.onnx"))
-# Boxes that RoiAlign is particular about: empty ones, whole cells to a bin, beyond the map.
+# Boxes that RoiAlign is particular about: empty ones, whole cells to a bin or a little more, beyond the map.
 BOXES = torch.tensor([
     [0, 0, 0, 0], [0, 0, 112, 112], [16, 0, 128, 224], [90, 70, 400, 300], [10, 10, 10.5, 90], [3, 5, 60, 44],
+    [0, 0, 112.003, 100], [0, 0, 50, 112.001],
 ])
 
 
@@ -83,7 +84,7 @@ def test_live_bins_are_those_that_a_stride_of_two_reads() -> None:
     features = torch.randn(1, 4, 7, 9)
     align = OPS["standard"]().roi_align
     expected = align(features, BOXES[None], 7, 16)[:, :, ::2, ::2]  # (R, C, 4, 4)
-    came = align(features, live_bins(BOXES[None], 7).flatten(1, 2), 1, 16).reshape(4, 4, len(BOXES), 4)
+    came = align(features, live_bins(BOXES[None], 7, 16).flatten(1, 2), 1, 16).reshape(4, 4, len(BOXES), 4)
     torch.testing.assert_close(came.permute(2, 3, 0, 1), expected, rtol=1e-4, atol=1e-3)
 
 

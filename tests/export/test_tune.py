@@ -398,6 +398,7 @@ def test_classes_that_were_enrolled_belong_to_their_graph(exported: Path, tiny_b
     [
         (["--budget-ms", "0"], 2, "more than 0; got 0"),
         (["--budget-ms", "nan"], 2, "more than 0; got nan"),
+        (["--budget-ms", "inf"], 2, "more than 0; got inf"),
         (["--proposals", "50", "0"], 2, "--proposals must be 1 to 1000; got 0"),
         (["--threads", "0"], 2, "--threads must be 1 to 1024; got 0"),
         (["--data", "nowhere.json"], 2, "nowhere.json does not exist"),

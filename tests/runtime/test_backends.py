@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,26 @@ class TestOnnxRuntimeOnAGpu:
         gpu.become("10.3.0", "")
         with pytest.raises(UnsupportedError, match="no CUDA provider"):
             backends.load("onnxruntime", tmp_path / "m.onnx", device="cuda")
+
+
+# Prints what a backend's first call imports.
+_FIRST_CALL = """
+import builtins, sys
+from pathlib import Path
+import numpy as np
+from glmd_runtime import backends
+backend = backends.load("openvino", Path(sys.argv[1]))
+real = builtins.__import__
+builtins.__import__ = lambda name, *rest, **named: (print(name), real(name, *rest, **named))[1]
+backend.run({"images": np.zeros((1, 1, 64, 80), np.float32), "valid_hw": np.full((1, 2), 64, np.float32)})
+"""
+
+
+def test_the_first_call_of_openvino_sets_nothing_up(tiny_bundle: Path) -> None:
+    """Two first calls at once would wait for each other for ever; in a new process, as it is done once in each."""
+    skip_unless("openvino" in backends.available(), "openvino", "openvino is not installed")
+    command = [sys.executable, "-c", _FIRST_CALL, str(tiny_bundle / "model.onnx")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_openvino_runs_on_the_cpu(tiny_bundle: Path) -> None:

@@ -337,6 +337,19 @@ class Reluctant(streams.Camera):
         super().close()
 
 
+def test_a_stream_may_be_closed_while_it_starts(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Thread):
+        def start(self) -> None:
+            stream.close()
+            super().start()
+
+    monkeypatch.setattr("glmd_runtime.streams.Thread", Slow)
+    with Pipeline([clip("a", 3)], detector(tiny_bundle)) as pipeline:
+        [stream] = pipeline.streams
+        pipeline.run()
+    assert stream.frames == 0
+
+
 def test_sources_are_closed_all_at_once(tiny_bundle: Path) -> None:
     told = Barrier(6)
     cameras = [Reluctant(str(i), told) for i in range(6)]
