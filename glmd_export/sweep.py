@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from glmd_export.exporter import Draft, Recipe, draft_bundle
-from glmd_export.front import Setting
+from glmd_export.front import Setting, Shape
 from glmd_export.latency import Latency, measure
 from glmd_runtime import backends
 from glmd_runtime.backends.tensorrt import find_plugins
@@ -24,9 +24,8 @@ from glmd_train.checkpoint import Checkpoint, reshape
 
 Step = Callable[[str], None]
 Frames = Sequence[NDArray[Any]]
-Shape = tuple[int, tuple[int, int]]  # proposals, size_hw
 
-TRY_ROUNDS = 2
+TRY_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Sweep:
     """Tries the bundle that was given, then drafts, the smallest first.
 
     weights      the bundle's checkpoint and its file; None makes no drafts
-    scratch      an empty folder for drafts
+    scratch      an empty folder, for drafts
     passed_over  (comes to hold) what does not run here, in sentences
     """
 

@@ -352,7 +352,7 @@ def test_what_fails_verification_leaves_the_next_best(
     monkeypatch.setattr(tune, "_write", write)
     monkeypatch.setattr(tune, "_accuracy", lambda trial, *_: (0.5 if trial.source.draft else 0.4, 0.0))
     asked = request(30, data=(labels,), proposals=(50,), sizes=((64, 80),))
-    arguments = tiny_bundle, (checkpoint, tmp_path), tmp_path / "y.glmd", asked, tmp_path
+    arguments = tiny_bundle, (checkpoint, tmp_path), tmp_path / "y.glmd", asked
     if own == "passed":
         done = tune.tune(*arguments)
         assert done.chosen and done.chosen.setting.proposals == 4
