@@ -24,7 +24,7 @@ import numpy as np
 from glmd_export.exporter import prove_and_write
 from glmd_export.front import Candidate, Shape, choose
 from glmd_export.latency import Latency, measure
-from glmd_export.sweep import Frames, Request, Source, Step, Sweep, Trial, open_detector, over
+from glmd_export.sweep import MARGIN, Frames, Request, Source, Step, Sweep, Trial, open_detector, over
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, GlmdError, ParityError
@@ -38,7 +38,6 @@ from glmd_train.runs import load_set
 
 FRAMES = 8  # pictures of the data that latency is measured on
 ROUNDS = 20
-NEAR = 1.25  # what is within this factor of its network's fastest is measured
 _PRECISIONS = ("fp32", "fp16", "int8")  # the finest first
 
 
@@ -113,9 +112,9 @@ def contenders(trials: Sequence[Trial], budget_ms: float) -> list[Trial]:
     for network in sorted(networks.values(), key=lambda some: _PRECISIONS.index(some[0].setting.precision)):
         best, first = min(trial.latency.fastest_ms for trial in network), network[0]
         finer = [t.latency.fastest_ms for t in kept if t.setting.shape == first.setting.shape and _finer(t, first)]
-        wanted = best <= budget_ms or best == fastest or first.source.draft is None
+        wanted = best <= MARGIN * budget_ms or best == fastest or first.source.draft is None
         if wanted and best < min(finer, default=np.inf):
-            kept += [trial for trial in network if trial.latency.fastest_ms <= NEAR * best]
+            kept += [trial for trial in network if trial.latency.fastest_ms <= MARGIN * best]
     return kept
 
 

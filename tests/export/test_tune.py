@@ -126,9 +126,9 @@ def test_contenders_are_near_the_fastest_of_their_network_and_may_be_within_the_
         (replace(own, threads=2), 60, True), (replace(own, threads=1), 90, True),
         (setting(50, threads=2), 10, False), (setting(50, threads=1), 12, False),
         (setting(50, backend="onnxruntime"), 13, False),
-        (setting(100), 31, False),
+        (setting(100), 36, False), (setting(150), 38, False),
     )
-    assert [t.latency.fastest_ms for t in tune.contenders(tried, 30)] == [60, 10, 12]
+    assert [t.latency.fastest_ms for t in tune.contenders(tried, 30)] == [60, 10, 12, 36]
     assert [t.latency.fastest_ms for t in tune.contenders(tried, 5)] == [60, 10, 12]  # the fastest, to be named
 
 
