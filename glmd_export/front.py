@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def network(self) -> tuple[Hashable, ...]:
-        """What AP depends on: not threads, and not the library either, but that each rounds to INT8 in its own way."""
+        """What AP depends on. Not threads, and the library only in INT8, to which each rounds in its own way."""
         rounding = self.engine if self.precision == "int8" else self.precision
         return *self.shape, rounding
 

@@ -1,12 +1,12 @@
 """The best setting for this machine: proposals, canvas, precision, backend and threads, by AP within a budget of time.
 
-Everything crossed would take hours, so each step leaves to the next only what can still be chosen:
+Everything crossed would take too long, so each step leaves to the next only what can still be chosen:
 
 1. Try (`sweep.Sweep`): each setting alone, a few frames. More proposals take more time, so that beyond the first
    number that is over the budget none is exported. INT8, no more accurate than what it is made from, is made only of
    graphs that are over the budget without it.
 2. Measure: in turns within one run, what is near the fastest of its network.
-3. Evaluate: the fastest setting of each network, as neither threads nor the library change AP.
+3. Evaluate: the fastest setting of each network, as threads and library change AP by less than its noise.
 """
 
 from __future__ import annotations
