@@ -100,17 +100,17 @@ def export_bundle(
         that was not built in its precision; BundleError; UsageError for PCB of a checkpoint without prototypes.
     """
     with tempfile.TemporaryDirectory(prefix="glmd-export.") as scratch:
-        draft = draft_bundle(checkpoint, ckpt, Path(scratch), recipe, step)
+        draft = draft_bundle(checkpoint, ckpt, Path(scratch) / output.name, recipe, step)
         return prove_and_write(draft, output, overwrite=overwrite, plot=plot, step=step)
 
 
 def draft_bundle(
-    checkpoint: Checkpoint, ckpt: Path, folder: Path, recipe: Recipe, step: Step = lambda _: None
+    checkpoint: Checkpoint, ckpt: Path, path: Path, recipe: Recipe, step: Step = lambda _: None
 ) -> Draft:
-    """The first half of `export_bundle`: export and build, into an empty folder."""
+    """The first half of `export_bundle`: export and build the bundle `path`, in a folder that is empty so far."""
     _require(recipe)
     checkpoint = _with_or_without_pcb(checkpoint, recipe)
-    made = _Making(checkpoint, recipe, folder, step)
+    made = _Making(checkpoint, recipe, path.parent, step)
     made.make()
     manifest = Manifest(
         name=ckpt.stem,
@@ -128,7 +128,7 @@ def draft_bundle(
     if checkpoint.pcb:
         files[PROTOTYPES] = prototypes_to_bytes(checkpoint.pcb.calibration.prototypes)
         files[PCB_REFERENCE] = make_pcb_reference(checkpoint, reference).to_bytes()
-    bundle = write_bundle(folder / "draft.glmd", manifest, files)
+    bundle = write_bundle(path, manifest, files)
     return Draft(bundle, checkpoint, recipe, tuple(made.rows), made.end2end)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from glmd_export.latency import Latency
 
+Shape = tuple[int, tuple[int, int]]  # of a graph: proposals, size_hw
+
 # Of two settings whose AP (0..1) is no further apart than this the faster one is taken: a change of library costs as
 # much (accuracy.MAX_DROP).
 AP_NOISE = 0.002
@@ -31,10 +33,14 @@ class Setting:
     threads: int | None
 
     @property
+    def shape(self) -> Shape:
+        return self.proposals, self.size_hw
+
+    @property
     def network(self) -> tuple[Hashable, ...]:
-        """What AP depends on: not threads, and not the library either, but that each rounds to INT8 in its own way."""
+        """What AP depends on. Not threads, and the library only in INT8, to which each rounds in its own way."""
         rounding = self.engine if self.precision == "int8" else self.precision
-        return self.proposals, self.size_hw, rounding
+        return *self.shape, rounding
 
     def __str__(self) -> str:
         threads = f", threads {self.threads}" if self.threads else ""

@@ -1,16 +1,17 @@
 """The best setting for this machine: proposals, canvas, precision, backend and threads, by AP within a budget of time.
 
-Everything crossed would take hours, so each step leaves to the next only what can still be chosen:
+Everything crossed would take too long, so each step leaves to the next only what can still be chosen:
 
 1. Try (`sweep.Sweep`): each setting alone, a few frames. More proposals take more time, so that beyond the first
    number that is over the budget none is exported. INT8, no more accurate than what it is made from, is made only of
    graphs that are over the budget without it.
 2. Measure: in turns within one run, what is near the fastest of its network.
-3. Evaluate: the fastest setting of each network, as neither threads nor the library change AP.
+3. Evaluate: the fastest setting of each network, as threads and library change AP by less than its noise.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from glmd_export.exporter import prove_and_write
-from glmd_export.front import Candidate, choose
+from glmd_export.front import Candidate, Shape, choose
 from glmd_export.latency import Latency, measure
-from glmd_export.sweep import Frames, Request, Shape, Source, Step, Sweep, Trial, open_detector, over
+from glmd_export.sweep import MARGIN, Frames, Request, Source, Step, Sweep, Trial, open_detector, over
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, GlmdError, ParityError
@@ -37,7 +38,6 @@ from glmd_train.runs import load_set
 
 FRAMES = 8  # pictures of the data that latency is measured on
 ROUNDS = 20
-NEAR = 1.25  # what is within this factor of its network's fastest is measured
 _PRECISIONS = ("fp32", "fp16", "int8")  # the finest first
 
 
@@ -63,25 +63,26 @@ class Tuning:
 
 
 def tune(
-    bundle: Bundle, weights: tuple[Checkpoint, Path] | None, output: Path, request: Request, scratch: Path, *,
-    overwrite: bool = False, step: Step = lambda _: None,
+    bundle: Bundle, weights: tuple[Checkpoint, Path] | None, output: Path, request: Request, *, overwrite: bool = False,
+    step: Step = lambda _: None,
 ) -> Tuning:
     """Find the best setting for this machine, and write it as a new bundle that says so.
 
-    Args: weights, the bundle's checkpoint and its file; None tries the bundle's own engines alone; scratch, an empty
-        folder; step, told what begins.
+    Args: weights, the bundle's checkpoint and its file; None tries the bundle's own engines alone; step, told what
+        begins.
     Raises: GlmdError when nothing is within the budget, ParityError when nothing that is gives the right answers,
         UnsupportedError when nothing runs here; what `load_set` and `write_bundle` do. Then nothing is written.
     """
     started = time.monotonic()
     sets = [load_set(path, _class_names(bundle)) for path in request.data]
-    sweep = Sweep(bundle, weights, request, _frames(sets[0]), scratch, step)
-    done = Tuning(this_machine(), request, Source(bundle).shape, sweep.run(), passed_over=sweep.passed_over)
-    fastest = fastest_of_each_network(_measure(contenders(done.trials, request.budget_ms), sweep.frames, step))
-    require_within(fastest, request)
-    sources = {trial.setting: trial.source for trial in fastest}
-    done.candidates = [Candidate(t.setting, ms, *_accuracy(t, sets, step)) for t, ms in fastest.items()]
-    done.chosen = _write_best(done, sources, output, overwrite, step)
+    with tempfile.TemporaryDirectory(prefix="glmd-tune.") as scratch:
+        sweep = Sweep(bundle, weights, request, _frames(sets[0]), Path(scratch), step)
+        done = Tuning(this_machine(), request, Source(bundle).shape, sweep.run(), passed_over=sweep.passed_over)
+        fastest = fastest_of_each_network(_measure(contenders(done.trials, request.budget_ms), sweep.frames, step))
+        require_within(fastest, request)
+        done.candidates = [Candidate(t.setting, ms, *_accuracy(t, sets, step)) for t, ms in fastest.items()]
+        sources = {trial.setting: trial.source for trial in fastest}
+        done.chosen = _write_best(done, sources, output, overwrite, step)
     done.seconds = time.monotonic() - started
     return done
 
@@ -110,10 +111,10 @@ def contenders(trials: Sequence[Trial], budget_ms: float) -> list[Trial]:
     kept: list[Trial] = []
     for network in sorted(networks.values(), key=lambda some: _PRECISIONS.index(some[0].setting.precision)):
         best, first = min(trial.latency.fastest_ms for trial in network), network[0]
-        finer = [t.latency.fastest_ms for t in kept if t.source.shape == first.source.shape and _finer(t, first)]
-        wanted = best <= budget_ms or best == fastest or first.source.draft is None
+        finer = [t.latency.fastest_ms for t in kept if t.setting.shape == first.setting.shape and _finer(t, first)]
+        wanted = best <= MARGIN * budget_ms or best == fastest or first.source.draft is None
         if wanted and best < min(finer, default=np.inf):
-            kept += [trial for trial in network if trial.latency.fastest_ms <= NEAR * best]
+            kept += [trial for trial in network if trial.latency.fastest_ms <= MARGIN * best]
     return kept
 
 
@@ -170,7 +171,9 @@ def _write_best(
             return best
         failed = [f"{r.stage} of {r.engine} on {r.backend}: {r.reason}" for r in report.rows if r.status == "failed"]
         done.passed_over.append(f"{best.setting} does not give the right answers: {'; '.join(failed)}.")
-        left = [one for one in left if sources[one.setting] is not source]
+        left = [
+            one for one in left if sources[one.setting] is not source or one.setting.backend != best.setting.backend
+        ]
     raise ParityError(f"Nothing within the budget passed verification. {' '.join(done.passed_over)}")
 
 

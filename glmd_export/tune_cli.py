@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from math import ceil, inf
@@ -91,16 +90,14 @@ def run(options: argparse.Namespace) -> None:
     if why_not:
         _check_own_engines(options, why_not)
         print(f"Only the bundle's own engines are tried: {why_not}", file=sys.stderr)
-    with progress() as step, tempfile.TemporaryDirectory(prefix="glmd-tune.") as scratch:
+    with progress() as step:
         step("load the libraries")
         from glmd_export.tune import tune
         from glmd_train.checkpoint import load_checkpoint
 
         weights = (load_checkpoint(ckpt, config=options.config, classes=options.classes), ckpt) if ckpt else None
-        done = tune(
-            bundle, weights, options.output, _request(options, bundle), Path(scratch),
-            overwrite=options.overwrite, step=step,
-        )
+        request = _request(options, bundle)
+        done = tune(bundle, weights, options.output, request, overwrite=options.overwrite, step=step)
     _write_report(options, done)
     print(f"Written: {options.output}", file=sys.stderr)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from glmd_export.front import Candidate, front
-from glmd_export.sweep import Shape
 from glmd_export.tune import Tuning, data_names
 from glmd_runtime.errors import UnsupportedError
 
@@ -40,10 +39,6 @@ def _within(done: Tuning, candidate: Candidate) -> bool:
     return candidate.latency.median_ms <= done.request.budget_ms
 
 
-def shape_of(candidate: Candidate) -> Shape:
-    return candidate.setting.proposals, candidate.setting.size_hw
-
-
 def print_tuning(done: Tuning, title: str) -> None:
     """A table on stdout, one line a network, the fastest first; then how much was tried, and for how long."""
     from rich.console import Console
@@ -65,7 +60,7 @@ def print_tuning(done: Tuning, title: str) -> None:
 def _cells(done: Tuning, one: Candidate) -> list[str]:
     setting, latency = one.setting, one.latency
     remarks = [_is(done, one), "" if _within(done, one) else "over the budget",
-               "as it was" if shape_of(one) == done.given else ""]
+               "as it was" if one.setting.shape == done.given else ""]
     return [
         str(setting.proposals), "{}x{}".format(*setting.size_hw), setting.precision, setting.backend,
         str(setting.threads or "-"), f"{latency.median_ms:.1f}", f"{latency.p90_ms:.1f}", f"{100 * one.ap:.2f}",
@@ -113,7 +108,7 @@ def _draw(axes: Any, done: Tuning, one: Candidate) -> None:
     words = ["R {}, {}x{}".format(one.setting.proposals, *one.setting.size_hw)]
     words += [one.setting.precision] if one.setting.precision != "fp32" else []
     words += ["chosen"] if chosen else []
-    words += ["as it was"] if shape_of(one) == done.given else []
+    words += ["as it was"] if one.setting.shape == done.given else []
     white = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
     axes.annotate(
         ", ".join(words), (x, y), xytext=(7, -9), textcoords="offset points", fontsize=7, color=colour, bbox=white

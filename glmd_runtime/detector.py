@@ -369,7 +369,8 @@ class Detector:
             raise BundleError(f"{bundle.path} was replaced since it was opened. Open it, and enroll the class again.")
         files: dict[str, bytes | Path] = {name: bundle.path / name for name in bundle.manifest.sha256}
         files[ENROLLED] = self._enrolment.to_bytes()
-        manifest = replace(self._manifest, name=Path(path).stem, enrolled=self._enrolment.spec)
+        # What was tuned holds no longer: its accuracy was measured without the enrolled classes.
+        manifest = replace(self._manifest, name=Path(path).stem, enrolled=self._enrolment.spec, tuned=None)
         return write_bundle(path, manifest, files, overwrite=overwrite)
 
     def close(self) -> None:

@@ -189,7 +189,8 @@ class Pipeline:
         """Whether the next call may begin; while the network is busy only a full one, of frames that do not get old."""
         most = self._at_once + self._ahead
         busy = sum(not call.answer.done() for call in self._calls)
-        enough = min(self.detector.batch, len(self.streams)) if busy else 1
+        going = sum(not stream.finished for stream in self.streams)
+        enough = min(self.detector.batch, going) if busy else 1
         return busy < most and len(self._calls) <= most and len(self._waiting) >= enough
 
     def _has_answer(self) -> bool:

@@ -76,7 +76,8 @@ def open_best(
 def _opened(bundle: Bundle, pair: tuple[str, str], options: dict[str, Any]) -> Opened:
     name, engine = pair
     tuned = bundle.manifest.tuned
-    if tuned and options["threads"] is None and pair == _tuned_pair(bundle):
+    # Its threads are those of a single frame's shortest time, which is not what throughput is after.
+    if tuned and options["threads"] is None and not options["throughput"] and pair == _tuned_pair(bundle):
         options = {**options, "threads": tuned.threads}
     return Opened(name, engine, options["threads"], open_engine(bundle, engine, name, **options))
 

@@ -56,10 +56,13 @@ def this_machine() -> str:
 
 
 def processor() -> str:
-    """Its model where the system tells, else its architecture."""
-    info = Path("/proc/cpuinfo")
+    """Its model, or that of the board that it is on, where the system tells; else its architecture."""
+    info, board = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    if board.exists():
+        models.append(board.read_text().strip("\0 \n"))
+    return next(filter(None, models), platform.machine())
 
 
 def cores() -> int:
