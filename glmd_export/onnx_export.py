@@ -122,7 +122,7 @@ def _tidy(model: ir.Model, outputs: Sequence[str]) -> None:
     """Fold what is constant, keep the shipped outputs, drop the exporter's notes (source lines of this machine)."""
     # The exporter has folded small constants only; the neck's sine code is as large as a feature map.
     optimizer.fold_constants(
-        model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=_is_smaller_folded
+        model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE, should_fold=_folds
     )
     optimizer.remove_unused_nodes(model)
     for node in model.graph:
@@ -140,8 +140,9 @@ def _tidy(model: ir.Model, outputs: Sequence[str]) -> None:
     model.graph.metadata_props.clear()
 
 
-def _is_smaller_folded(node: ir.Node) -> bool | None:
-    """Not the kernels of `savings.WinogradKernels`; None leaves it to the optimiser."""
+def _folds(node: ir.Node) -> bool | None:
+    """Products of constants stay: those of `savings.WinogradKernels` are four times as large as what they are made of,
+    and there are no others. None leaves it to the optimiser."""
     return False if node.op_type == "MatMul" else None
 
 

@@ -115,7 +115,7 @@ def find_checkpoint(bundle: Bundle, given: Path | None) -> tuple[Path | None, st
         return None, f"{bundle.path} does not say which checkpoint it was exported from. Export it again."
     path = given or bundle.path.absolute().parent / Path(str(told["file"])).name
     if not path.is_file():
-        why = f"Its checkpoint {told['file']} is not {'there' if given else 'beside it'}: {path} does not exist."
+        why = f"{path}, its checkpoint, does not exist."
     elif (came := hashlib.sha256(path.read_bytes()).hexdigest()) != told["sha256"]:
         why = f"{path} is not what it was exported from: expected SHA-256 {str(told['sha256'])[:12]}, got {came[:12]}."
     else:
