@@ -2,7 +2,8 @@
 
     python -m benchmarks.precision --checkpoint models/thermal_lite0.safetensors -o out/bench/thermal_lite0.glmd
 
-INT8 is calibrated on pictures of the train list. The bundle is what the other benchmarks measure.
+INT8 is calibrated on pictures of the train list, for every library, and the bundle kept: the shipped one has OpenVINO's
+INT8 alone, and `--bundle` of the other benchmarks takes either.
 """
 
 from __future__ import annotations
