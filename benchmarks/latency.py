@@ -1,7 +1,7 @@
 """Milliseconds a frame of 640x512: PyTorch, compiled PyTorch and every engine of a bundle, in turns within one run.
 
-    python -m benchmarks.latency --bundle out/bench/thermal_lite0.glmd
-    python -m benchmarks.latency --bundle out/bench/thermal_lite0.glmd --device cuda
+    python -m benchmarks.latency --bundle models/thermal_lite0.glmd
+    python -m benchmarks.latency --bundle models/thermal_lite0.glmd --device cuda
 
 Of each: the whole of `Detector.run` from an 8-bit frame to boxes, the network within it, and what is not the network.
 Not run on a GPU yet.

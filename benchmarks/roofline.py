@@ -1,6 +1,6 @@
 """Where the time of the network goes, stage by stage, against what the machine's arithmetic and memory allow.
 
-    python -m benchmarks.roofline --bundle out/bench/thermal_lite0.glmd
+    python -m benchmarks.roofline --bundle models/thermal_lite0.glmd
 
 Counted from the graph, timed by OpenVINO node by node; the peak is the same library's, measured beside it.
 """

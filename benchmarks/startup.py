@@ -1,6 +1,6 @@
 """What a process pays before its first boxes: import, opening a bundle, the first frame; and its peak memory.
 
-    python -m benchmarks.startup --bundle out/bench/thermal_lite0.glmd
+    python -m benchmarks.startup --bundle models/thermal_lite0.glmd
 
 Every sample is a process of its own; files are in the system's cache, as on a device that ran before.
 """
