@@ -32,14 +32,21 @@ def main() -> None:
     options.add_argument("--data", type=Path, default=Path(os.environ.get("GLMD_DATA", "../shared/data")))
     options.add_argument("--out", type=Path, default=Path("out/teach"))
     given = options.parse_args()
-    path = RESULTS / "teach.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
     for seed in given.seeds:
         key = {"set": given.set, "classes": given.classes, "shots": given.shots, "seed": seed}
-        if not any(all(row[name] == key[name] for name in KEY) for row in rows):
-            rows.append({**key, **lesson(given, seed)})
-            write("teach", {"runs": rows})
-        print(json.dumps(next(row for row in rows if all(row[name] == key[name] for name in KEY))))
+        if not made(key):
+            row = {**key, **lesson(given, seed)}
+            write("teach", {"runs": [*runs(), row]})  # read again: another draw may have been made beside this one
+        print(json.dumps(made(key)[0]))
+
+
+def runs() -> list[dict[str, Any]]:
+    path = RESULTS / "teach.json"
+    return json.loads(path.read_text())["runs"] if path.exists() else []
+
+
+def made(key: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in runs() if all(row[name] == key[name] for name in KEY)]
 
 
 def lesson(given: argparse.Namespace, seed: int) -> dict[str, Any]:
