@@ -1,6 +1,7 @@
 # make demo   set up, export the shipped checkpoint, verify it, run it on thermal video
 # make test   set up, lint, type-check, test
 # make plugins  the CUDA operators: what nvcc and TensorRT's headers allow here, and their tests
+# make trust  bad input, faults, hostile files, load: the short forms; make trust-long: those of docs/reliability.md
 # make bench  everything that docs/benchmarks.md says of speed, and whether it got worse; 20 minutes on two quiet cores
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export GLMD_DATA ?= ../shared/data
 CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_037.mp4)
 SOURCE ?= $(if $(CLIP),$(CLIP),sim://ground?seed=20261123&frames=150)
 
-.PHONY: setup demo test lint plugins bench clean
+.PHONY: setup demo test lint plugins trust trust-long bench clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +46,12 @@ plugins: setup
 	cmake -S . -B build -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build
 	ctest --test-dir build --output-on-failure
+
+trust: setup
+	$(BIN)/python -m tests.trust
+
+trust-long: setup
+	$(BIN)/python -m tests.trust --long
 
 # The shipped checkpoint in every precision, with its accuracy.
 bench: setup

@@ -1,0 +1,1 @@
+"""What can be relied on, measured: `python -m tests.trust` (docs/reliability.md)."""
