@@ -5,7 +5,8 @@
     python -m benchmarks.fewshot --report       # tables and plots of the runs that there are
 
 Base classes: person, car, bicycle (HIT-UAV). Novel: uav, airplane, helicopter, bird (air), dog (dogs_people), cheetah
-(cheetah), drawn by the strict protocol, taught together, tested on the val lists and the train pictures not drawn.
+(cheetah), drawn by the strict protocol, taught together, tested on the val lists, and on these with the train pictures
+that were not drawn.
 A run is a line of results/fewshot_runs.jsonl; one that is there is not made again. Each is made by one thread: two at a
 time get more done on two cores than one of two threads.
 """
@@ -57,7 +58,8 @@ def main() -> None:
     options.add_argument("--table", nargs="+", choices=list(METHODS), default=list(METHODS))
     options.add_argument("--shots", nargs="+", type=int, default=[], choices=SHOTS)
     options.add_argument("--seeds", nargs="+", type=int, default=[])
-    options.add_argument("--methods", nargs="+", default=[])
+    names = sorted({method.name for methods in METHODS.values() for method in methods})
+    options.add_argument("--methods", nargs="+", default=[], choices=names)
     options.add_argument("--workers", type=int, default=1, help="runs at a time (default: %(default)s)")
     options.add_argument("--report", action="store_true", help="run nothing")
     given = options.parse_args()
@@ -74,9 +76,12 @@ def make_runs(missing: Sequence[Key], data: Path, workers: int) -> None:
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         running = [pool.submit(run, key, data) for key in missing]
         for number, done in enumerate(as_completed(running), start=1):
+            if error := done.exception():  # the others are kept all the same
+                print(f"{number}/{len(missing)} failed: {error!r}", flush=True)
+                continue
             row = done.result()
             add_run(row)
-            off, on = (row[state]["all"]["ap"] for state in ("pcb_off", "pcb_on"))
+            off, on = (row[state]["val"]["ap"] for state in ("pcb_off", "pcb_on"))
             said = f"nAP {off:.1f}, with PCB {on:.1f}, {row['seconds']} s"
             print(f"{number}/{len(missing)} {row['method']}, {row['shots']} shots, {row['seed']}: {said}", flush=True)
 

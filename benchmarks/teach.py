@@ -70,7 +70,9 @@ def joined(files: Sequence[Path]) -> dict[str, Any]:
     """The drawn boxes of all classes as one COCO content; of an image that was drawn twice one entry."""
     contents = [json.loads(file.read_text()) for file in files]
     images = {image["id"]: image for content in contents for image in content["images"]}
-    annotations = {a["id"]: a for content in contents for a in content["annotations"]}
+    # A box that was not drawn for its class is a crowd in the file of another one.
+    drawn_last = sorted((a for content in contents for a in content["annotations"]), key=lambda a: -a["iscrowd"])
+    annotations = {a["id"]: a for a in drawn_last}
     return {**contents[0], "images": list(images.values()), "annotations": list(annotations.values())}
 
 

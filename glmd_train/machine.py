@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 2**31 - 1  # mallopt takes an int
+_LARGEST_ONCE = 2**25  # of glibc's mmap threshold before it accepted any; one that is refused stays at 128 KiB for good
 
 
 def keep_freed_memory() -> None:
@@ -22,7 +23,8 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        if not mallopt(_M_MMAP_THRESHOLD, _LARGEST):
+            mallopt(_M_MMAP_THRESHOLD, _LARGEST_ONCE)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)
 
 

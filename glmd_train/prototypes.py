@@ -108,6 +108,13 @@ def box_logits(classifier: Classifier, spec: PreprocessSpec, frame: NDArray[Any]
     return classifier(rgb.to(device), [torch.from_numpy(boxes).to(device)]).cpu().numpy()
 
 
+def calibrated_frame(checkpoint: Checkpoint, frame: NDArray[Any], threshold: float) -> Detections:
+    """What the calibrated checkpoint finds in a frame above one threshold for all classes."""
+    raw, geometry = run_model(checkpoint, frame)
+    spec = checkpoint.postprocess.with_threshold(threshold)
+    return calibrated_detections(checkpoint, frame, raw, geometry, spec)
+
+
 def calibrated_detections(
     checkpoint: Checkpoint, frame: NDArray[Any], raw: RawOutputs, geometry: Geometry, spec: PostprocessSpec
 ) -> Detections:

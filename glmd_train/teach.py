@@ -22,13 +22,14 @@ from glmd_train.config import DatasetConfig
 from glmd_train.data.coco import Record, load_coco, with_image_folder
 from glmd_train.data.formats import read_labels
 from glmd_train.data.lint import Finding
+from glmd_train.data.measures import measure
 from glmd_train.evaluate import detect, torch_predict
 from glmd_train.loop import fit
-from glmd_train.prototypes import add_pcb
+from glmd_train.prototypes import add_pcb, calibrated_frame
 from glmd_train.recipes import DEFAULT, fine_tuning
 from glmd_train.runs import background_pictures
-from glmd_train.support import judge
-from glmd_train.thresholds import LOWEST, HeldOut, best_f1, held_out, quiet_threshold
+from glmd_train.support import judge, scenes
+from glmd_train.thresholds import LOWEST, HeldOut, best_f1, frames_to_show, held_out, quiet_threshold
 
 FOLDS = 2
 # Of the pictures that a batch draws, about this part is background, where there is any.
@@ -43,7 +44,7 @@ class Lesson:
     """What is taught: pictures and their labels, checked.
 
     content      COCO's, of these classes' pictures; file names start at `pictures`
-    background   pictures without an object, every second one to train on, the others to count false alarms in
+    background   pictures without an object, the first half to train on, the others to count false alarms in
     findings     what was noticed of the pictures, no errors
     """
 
@@ -105,6 +106,7 @@ class Taught:
     chosen     by class: where its threshold comes from
     quiet      pictures without objects in which false alarms were counted, none without --background
     alarms     by class: the number of detections above its threshold in these
+    alarms_with_pcb  the same with calibrated scores and their thresholds
     found      detections of each of the lesson's records by the model that had not seen it; None where all had
     """
 
@@ -113,6 +115,7 @@ class Taught:
     chosen: dict[str, str]
     quiet: int
     alarms: dict[str, int]
+    alarms_with_pcb: dict[str, int]
     found: list[Detections | None]
 
 
@@ -123,14 +126,14 @@ def teach(
     """Fine-tune, choose thresholds, add prototypes.
 
     Thresholds come from pictures that were held out: the support pictures are divided in two, a model trained on each
-    half is scored on the other, and the last model is trained on all. With background frames a threshold is at least
-    such that the last model gives no more than `false_alarms` in 1000 of those that it was not trained on.
+    half is scored on the other, and the last model is trained on all. With background frames that it was not trained on
+    a threshold is at least such that 1000 more may be expected to have no more than `false_alarms`, with PCB as well.
     Args: log, a folder that gets the log of every training; step, told what begins.
     """
     with tempfile.TemporaryDirectory(prefix="glmd-teach.") as scratch:
         school = _School(lesson, Path(scratch), log, recipe, seed)
         found: list[Detections | None] = [None] * len(lesson.records)
-        for number, tested in enumerate(folds([r.labels for r in lesson.records], len(lesson.class_names)), start=1):
+        for number, tested in enumerate(_halves(lesson), start=1):
             step(f"train without {len(tested)} of {len(lesson.records)} pictures, to choose thresholds on them")
             rest = [i for i in range(len(lesson.records)) if i not in tested]
             predict = torch_predict(school.train(f"without_{number}", rest), LOWEST)
@@ -139,20 +142,44 @@ def teach(
         step(f"train on all {len(lesson.records)} pictures")
         checkpoint = school.train("all", list(range(len(lesson.records))))
     step("choose thresholds and add prototypes")
-    quiet = [torch_predict(checkpoint, LOWEST)(read_picture(path)) for path in quiet_frames(lesson.background)]
+    frames = [read_picture(path) for path in quiet_frames(lesson.background)]
+    quiet = [torch_predict(checkpoint, LOWEST)(frame) for frame in frames]
     rows = _held_out(lesson, found)
     picks = {
         name: _threshold(rows[name], _scores(quiet, i), len(quiet), false_alarms)
         for i, name in enumerate(lesson.class_names)
     }
-    # Upwards: a score that a threshold is to stop must not pass it by rounding.
-    thresholds = tuple(math.ceil(1e4 * threshold) / 1e4 for threshold, _ in picks.values())
+    thresholds = tuple(_upwards(threshold) for threshold, _ in picks.values())
     checkpoint = replace(checkpoint, postprocess=replace(checkpoint.postprocess, score_thresholds=thresholds))
     checkpoint = add_pcb(checkpoint, load_classifier(), lesson.records)
-    alarms = {
-        name: int((_scores(quiet, i) > thresholds[i]).sum()) for i, name in enumerate(lesson.class_names)
-    }
-    return Taught(checkpoint, rows, {name: why for name, (_, why) in picks.items()}, len(quiet), alarms, found)
+    calibrated = [calibrated_frame(checkpoint, frame, LOWEST) for frame in frames]
+    checkpoint, with_pcb = _quiet_with_pcb(checkpoint, calibrated, false_alarms)
+    chosen = {name: why for name, (_, why) in picks.items()}
+    alarms, alarms_with_pcb = (
+        {name: int((_scores(seen, i) > limits[i]).sum()) for i, name in enumerate(lesson.class_names)}
+        for seen, limits in ((quiet, thresholds), (calibrated, with_pcb))
+    )
+    return Taught(checkpoint, rows, chosen, len(quiet), alarms, alarms_with_pcb, found)
+
+
+def _upwards(threshold: float) -> float:
+    """Rounded so that a score which a threshold is to stop does not pass it."""
+    return min(1.0, math.ceil(1e4 * threshold) / 1e4)
+
+
+def _quiet_with_pcb(
+    checkpoint: Checkpoint, found: Sequence[Detections], false_alarms: float
+) -> tuple[Checkpoint, tuple[float, ...]]:
+    """The checkpoint with thresholds of calibrated scores that are quiet too, and these."""
+    assert checkpoint.pcb
+    calibration = checkpoint.pcb.calibration
+    own = calibration.spec.postprocess(checkpoint.postprocess).score_thresholds
+    limits = own if not found else tuple(
+        max(threshold, _upwards(quiet_threshold(_scores(found, i).tolist(), len(found), false_alarms)))
+        for i, threshold in enumerate(own)
+    )
+    calibration = replace(calibration, spec=replace(calibration.spec, score_thresholds=limits))
+    return replace(checkpoint, pcb=replace(checkpoint.pcb, calibration=calibration)), limits
 
 
 def _held_out(lesson: Lesson, found: Sequence[Detections | None]) -> dict[str, HeldOut]:
@@ -173,7 +200,9 @@ def _threshold(
     threshold, why = (DEFAULT_SCORE, "not found in held-out pictures: the usual one") if f1 is None else (
         f1, "best F1 in held-out pictures")
     if frames and (calm := quiet_threshold(quiet.tolist(), frames, false_alarms)) > threshold:
-        return calm, f"at most {false_alarms:g} false alarms in 1000 frames"
+        shown = frames >= frames_to_show(false_alarms)
+        return calm, f"at most {false_alarms:g} false alarms in 1000 frames" if shown else (
+            f"no false alarm in {frames} frames, too few to show {false_alarms:g} in 1000")
     return threshold, why
 
 
@@ -182,21 +211,40 @@ def quiet_frames(background: Sequence[Path]) -> Sequence[Path]:
     return background[len(background) // 2 :]
 
 
-def folds(labels: Sequence[np.ndarray[Any, Any]], classes: int) -> list[list[int]]:
+def _halves(lesson: Lesson) -> list[list[int]]:
+    """The pictures to hold out, see `folds`, scenes told apart as `--dry-run` does."""
+    labelled = [i for i, record in enumerate(lesson.records) if len(record.labels)]
+    measures = [measure(lesson.records[i].path, lesson.records[i].boxes) for i in labelled]
+    groups = [[labelled[n] for n in scene] for scene in scenes(measures)]
+    return folds([record.labels for record in lesson.records], len(lesson.class_names), groups)
+
+
+def folds(
+    labels: Sequence[np.ndarray[Any, Any]], classes: int, groups: Sequence[Sequence[int]]
+) -> list[list[int]]:
     """Pictures (by number) to hold out, one list a fold: every picture in at most one, no class without a picture left.
 
-    A picture stays in training where its class has no other. Classes are dealt out in turn, so that each is in both.
-    Args: labels of each picture's objects.
+    A scene is in one fold as a whole, or a picture would be tested by a model that knows its neighbour; but a class of
+    a single scene is divided all the same. The rarest classes are dealt out first, each to the fold that has less of
+    it, so that it is in both where its pictures allow. A picture stays in training where its class has no other.
+    Args: labels of each picture's objects; groups, the pictures of each scene, together all that have objects.
     """
-    order = sorted(range(len(labels)), key=lambda i: (min(labels[i].tolist(), default=classes), i))
-    tested = []
-    for fold in range(FOLDS):
-        mine = [i for i in order[fold::FOLDS] if len(labels[i])]
-        for k in range(classes):
-            if not any(k in labels[i] for i in order if i not in mine):
-                mine = [i for i in mine if k not in labels[i]]
-        tested.append(sorted(mine))
-    return [fold for fold in tested if fold]
+    has = np.asarray([np.isin(np.arange(classes), one) for one in labels]).reshape(len(labels), classes)
+    scenes_of = np.sum([has[list(group)].any(axis=0) for group in groups], axis=0) if groups else np.zeros(classes)
+    whole = [group for group in groups if not (has[list(group)].any(axis=0) & (scenes_of == 1)).any()]
+    dealt = [*whole, *([i] for group in groups if group not in whole for i in group)]  # pictures, scene by scene
+    of_class = has.sum(axis=0)  # (K,) pictures
+    rarest = [min(np.flatnonzero(has[list(group)].any(axis=0)), key=lambda k: of_class[k]) for group in dealt]
+    tested: list[list[int]] = [[] for _ in range(FOLDS)]
+    for group, k in sorted(zip(dealt, rarest, strict=True), key=lambda pair: (of_class[pair[1]], min(pair[0]))):
+        min(tested, key=lambda fold: (has[fold, k].sum(), len(fold))).extend(group)
+    return [fold for fold in (_without_last(sorted(fold), has) for fold in tested) if fold]
+
+
+def _without_last(fold: list[int], has: np.ndarray[Any, Any]) -> list[int]:
+    """A fold less the pictures of classes that have no picture outside it."""
+    outside = np.delete(has, fold, axis=0).any(axis=0)
+    return [i for i in fold if not (has[i] & ~outside).any()]
 
 
 @dataclass(frozen=True)

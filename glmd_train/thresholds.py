@@ -55,22 +55,30 @@ def best_f1(rows: HeldOut) -> float | None:
     """The threshold with the largest F1 = 2 hits / (objects + detections); None where nothing was hit.
 
     It lies midway between the last score that passes and the first that does not, so that scores which are a little
-    lower on the next picture still pass. Of equal F1 the lowest threshold, which overlooks less.
+    lower on the next picture still pass, but not over HIGHEST. Of equal F1 the lowest threshold, which overlooks less.
     """
     if not rows.hit.any():
         return None
     passed = np.arange(1, len(rows.scores) + 1)
     f1 = 2 * np.cumsum(rows.hit) / (rows.objects + passed)
+    f1[:-1][rows.scores[:-1] == rows.scores[1:]] = -1  # no threshold lies between equal scores
     last = len(f1) - 1 - int(np.argmax(f1[::-1]))
     below = rows.scores[last + 1] if last + 1 < len(rows.scores) else LOWEST
     return float(np.clip((rows.scores[last] + below) / 2, LOWEST, HIGHEST))
 
 
 def quiet_threshold(scores: Sequence[float], frames: int, per_1000: float) -> float:
-    """The lowest threshold with at most `per_1000` false alarms in 1000 frames without objects.
+    """The lowest threshold that lets 1000 new frames like these expect at most `per_1000` false alarms.
 
-    Args: scores of all detections of one class in `frames` such frames.
+    If the (k + 1)-th best score of n frames is the threshold, k alarms pass it here, and a new frame's, by symmetry,
+    with a chance of (k + 1) / (n + 1). Fewer frames than `frames_to_show` allow no k; then none here passes.
+    Args: scores of all detections of one class in `frames` frames without objects.
     """
-    allowed = math.floor(per_1000 * frames / 1000)
+    allowed = max(0, math.floor(per_1000 * (frames + 1) / 1000) - 1)
     ranked = sorted(scores, reverse=True)
-    return float(np.clip(ranked[allowed] if allowed < len(ranked) else LOWEST, LOWEST, HIGHEST))
+    return max(LOWEST, float(ranked[allowed])) if allowed < len(ranked) else LOWEST
+
+
+def frames_to_show(per_1000: float) -> float:
+    """How many frames without an alarm let 1000 new ones expect at most `per_1000`."""
+    return math.ceil(1000 / per_1000) - 1 if per_1000 else math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -49,8 +50,10 @@ def run(options: argparse.Namespace) -> None:
 
     if options.recipe not in recipe_names():
         raise UsageError(f"--recipe must be one of {', '.join(recipe_names())}; got {options.recipe!r}.")
-    if options.false_alarms < 0 or options.seed < 0:
-        raise UsageError("--false-alarms and --seed must be 0 or more.")
+    if not 0 <= options.false_alarms < math.inf:
+        raise UsageError(f"--false-alarms must be 0 or more, and finite; got {options.false_alarms}.")
+    if not 0 <= options.seed < 2**32:
+        raise UsageError(f"--seed must be 0 to {2**32 - 1}; got {options.seed}.")
     lesson = read_lesson(options.images, options.annotations, options.base, options.classes, options.background)
     if options.dry_run:
         _print_judgement(lesson, options.json)
@@ -66,7 +69,8 @@ def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:
     name = options.output or Path("dry_run")
     name = name.with_suffix("") if name.suffix == ".safetensors" else name
     output, folder = name.with_name(f"{name.name}.safetensors"), name.with_name(f"{name.name}.report")
-    if not options.dry_run and (there := [str(path) for path in (output, folder) if path.exists()]):
+    done = (output, folder / "report.json")  # a folder without is of a lesson that was stopped
+    if not options.dry_run and (there := [str(path) for path in done if path.exists()]):
         raise UsageError(f"{' and '.join(there)} exists already. Choose another -o, or remove it.")
     return output, folder
 

@@ -86,10 +86,14 @@ def _fused(conv: nn.Conv2d, norm: BatchNormAct2d) -> nn.Conv2d:
 
 
 def _kind(conv: nn.Conv2d) -> type[nn.Conv2d]:
-    """The class that trains fast on a CPU."""
+    """The class that trains fast on a CPU and computes the same; the library's own for any other convolution."""
+    around = tuple(edge // 2 for edge in conv.kernel_size)
+    if conv.dilation != (1, 1) or conv.padding != around:
+        return nn.Conv2d
     if conv.groups == conv.in_channels > 1:
         return DepthwiseConv2d
-    return PointwiseConv2d if conv.kernel_size == (1, 1) else nn.Conv2d
+    plain = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+    return PointwiseConv2d if plain else nn.Conv2d
 
 
 def load_imagenet(trunk: Lite0Trunk, res5: Lite0Res5, std: tuple[float, ...]) -> None:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmd_train.thresholds import HIGHEST, LOWEST, HeldOut, best_f1, held_out, quiet_threshold
+from glmd_train.thresholds import HIGHEST, LOWEST, HeldOut, best_f1, frames_to_show, held_out, quiet_threshold
 from tests.train.test_evaluate import A, B, C, found, record
 
-SCORES = st.lists(st.integers(6, 94).map(lambda n: n / 100), max_size=20)
+SCORES = st.lists(st.integers(6, 100).map(lambda n: n / 100), max_size=20)
 
 
 def rows(scores: list[float], hits: list[bool], objects: int) -> HeldOut:
@@ -34,6 +34,7 @@ def f1(one: HeldOut, threshold: float) -> float:
         ([0.9, 0.8, 0.3], [False, True, False], 1, 0.55),
         ([0.9, 0.2], [True, True], 2, (0.2 + LOWEST) / 2),
         ([1.0, 1.0], [True, True], 2, (1.0 + LOWEST) / 2),
+        ([0.9, 0.9], [True, False], 1, (0.9 + LOWEST) / 2),  # no threshold between them
     ],
 )
 def test_the_best_f1_by_hand(scores: list[float], hits: list[bool], objects: int, expected: float | None) -> None:
@@ -43,7 +44,7 @@ def test_the_best_f1_by_hand(scores: list[float], hits: list[bool], objects: int
 
 @given(st.data())
 def test_no_threshold_has_a_better_f1(data: st.DataObject) -> None:
-    scores = data.draw(st.lists(st.integers(6, 94).map(lambda n: n / 100), min_size=1, max_size=20, unique=True))
+    scores = data.draw(st.lists(st.integers(6, 94).map(lambda n: n / 100), min_size=1, max_size=20))
     hits = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
     one = rows(scores, hits, sum(hits) + data.draw(st.integers(0, 3)))
     threshold = best_f1(one)
@@ -60,9 +61,22 @@ def test_the_quiet_threshold_keeps_its_promise_and_is_the_lowest(
 ) -> None:
     threshold = quiet_threshold(scores, frames, per_1000)
     alarms = sum(score > threshold for score in scores)
-    assert alarms * 1000 / frames <= per_1000
+    assert alarms == 0 or (alarms + 1) * 1000 / (frames + 1) <= per_1000 + 1e-9
     just_below = [score for score in scores if score == threshold]
-    assert threshold == LOWEST or (alarms + len(just_below)) * 1000 / frames > per_1000
+    assert threshold == LOWEST or (alarms + len(just_below) + 1) * 1000 / (frames + 1) > per_1000 - 1e-9
+
+
+@pytest.mark.parametrize("frames", [3, 99, 100, 300])
+def test_new_frames_have_no_more_false_alarms_than_asked_for(frames: int) -> None:
+    rng = np.random.default_rng(frames)
+    rates = [1 - quiet_threshold(rng.uniform(0.06, 1, frames).tolist(), frames, 10) for _ in range(2000)]
+    new = 1000 * np.mean(rates) / 0.94  # in 1000 frames with one score each
+    expected = 10 if frames >= frames_to_show(10) else 1000 / (frames + 1)
+    assert new <= 1.1 * expected
+
+
+def test_how_many_frames_show_a_rate() -> None:
+    assert [frames_to_show(rate) for rate in (10, 1000, 0)] == [99, 0, np.inf]
 
 
 def test_held_out_rows_are_matched_by_class_and_ignore_regions_do_not_count() -> None:
