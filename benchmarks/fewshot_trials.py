@@ -1,6 +1,7 @@
 """Trials for the default recipe: one draw that the benchmark does not use, scored on train pictures only.
 
-    python -m benchmarks.fewshot_trials --name full --change learning_rate=0.001 'augment={crop_hw: [384, 480], scale: [0.8, 1.25]}'
+    python -m benchmarks.fewshot_trials --name calm --change learning_rate=0.001 \\
+        'augment={crop_hw: [384, 480], scale: [0.8, 1.25]}'
 
 Appends a line to results/fewshot_trials.jsonl.
 """
