@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from glmd_runtime.documents import parse_json, read_json
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.sinks import whole_file
 from glmd_train.config import TrainConfig
@@ -101,10 +102,10 @@ def _write_whole(path: Path, text: str) -> None:
 def _differences(config: TrainConfig, record: Path) -> list[str]:
     """Names of the settings in which `config` is not the run's; none where the record is lost."""
     try:
-        began = json.loads(record.read_text())
+        began = read_json(record)
     except (OSError, ValueError):
         return []
-    now = json.loads(config.model_dump_json())
+    now = config.model_dump(mode="json")
     return [key for key in now if key not in _FREE and _portable(now[key]) != _portable(began.get(key))]
 
 
@@ -120,6 +121,6 @@ def _portable(value: Any) -> Any:
 def _iteration(line: str) -> float:
     """Of a line of the log; a line that was cut by a kill counts as the latest."""
     try:
-        return json.loads(line)["iteration"]
+        return parse_json(line)["iteration"]
     except ValueError:
         return float("inf")
