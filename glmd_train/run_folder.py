@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.sinks import whole_file
 from glmd_train.config import TrainConfig
 from glmd_train.model.detector import GLMDNet
+from glmd_train.torch_file import read_torch
 
 # What may differ when a run goes on: where it runs, what is read beside it, and how long it goes on.
 _FREE = {
@@ -82,12 +82,12 @@ class RunFolder:
         if not self.last.exists():
             return 0
         try:
-            state = torch.load(self.last, map_location="cpu", weights_only=True)
+            state = read_torch(self.last)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             return int(state["iteration"])
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # what was damaged may have become anything
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise CheckpointError(
                 f"{self.last} does not continue this configuration: expected its own run's state, got {reason!r}. "
                 "Choose another output, or move the damaged folder away."
