@@ -157,8 +157,7 @@ def prove_and_write(
         plot_scores(plot, dict(_score_pairs(bundle, rows)))
     report = VerifyReport(tuple(rows))
     if report.status == "passed":
-        files: dict[str, bytes | Path] = {name: bundle.path / name for name in bundle.manifest.sha256}
-        files[VERIFY] = json.dumps(report.to_dict(), indent=2).encode()
+        files = {**bundle.files, VERIFY: json.dumps(report.to_dict(), indent=2).encode()}
         write_bundle(output, replace(bundle.manifest, name=output.stem, tuned=tuned), files, overwrite=overwrite)
     return report
 

@@ -200,6 +200,6 @@ def _write(source: Source, tuned: TunedSpec, output: Path, overwrite: bool, step
     rows = verify_bundle(bundle, tuned.backend, open_engine=open_engine).rows
     report = VerifyReport((*rows, *verify_calibration(bundle, tuned.backend)))
     if report.status == "passed":
-        files: dict[str, bytes | Path] = {name: bundle.path / name for name in bundle.manifest.sha256}
-        write_bundle(output, replace(bundle.manifest, name=output.stem, tuned=tuned), files, overwrite=overwrite)
+        manifest = replace(bundle.manifest, name=output.stem, tuned=tuned)
+        write_bundle(output, manifest, bundle.files, overwrite=overwrite)
     return report

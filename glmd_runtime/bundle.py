@@ -1,6 +1,6 @@
 """A bundle: the sealed directory `name.glmd/` that holds a model, all that is needed to run it, and its proof.
 
-    manifest.json     what it is: classes, pre- and post-processing, graph, engines, provenance, a hash of every file
+    manifest.json     what it is: classes, pre- and post-processing, graph, engines, provenance; size, hash of all else
     manifest.sha256   the hash of manifest.json
     model.onnx, ...   the engines, each with its precision
     reference.npz     a few frames with PyTorch's answers
@@ -18,7 +18,8 @@ and one whose detector was taught classes on the device (`Detector.enroll`)
 
 The manifest of one that `glmd-tune` wrote says which engine, backend and threads are best on which machine.
 
-Nothing writes into a bundle afterwards: whoever changes something writes a new one.
+Nothing writes into a bundle afterwards: whoever changes something writes a new one. Nothing of a file is used before
+its size and its hash held; what the hashes prove, and what they do not, is told in SECURITY.md.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ import hashlib
 import io
 import json
 import os
+import re
+import reprlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -38,19 +41,29 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from glmd_runtime.arrays import read_npz
 from glmd_runtime.calibration import CalibrationSpec
+from glmd_runtime.documents import parse_json
 from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, UsageError
+from glmd_runtime.plain_files import blocks_of, plain_files, sha256_of
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.tuned import TunedSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+NEEDS = "0.2.0"  # the first version of glmdnet-sdk that reads this schema, for older ones to name
 MANIFEST, SEAL, REFERENCE, VERIFY = "manifest.json", "manifest.sha256", "reference.npz", "verify.json"
 PCB_MODEL, PROTOTYPES, PCB_REFERENCE = "pcb.onnx", "prototypes.safetensors", "pcb_reference.npz"
 ENROLLED = "enrolled.safetensors"
+_PLAIN = ("engines", "provenance", "sha256", "sizes")  # keys whose values are as they are in JSON
 _OPTIONAL = {"calibration", "enrolled", "tuned"}  # keys that a manifest may lack
 _EXPORT_AGAIN = "Export or copy the bundle again."
+MOST_BYTES = 4 << 30  # of a file, whatever the manifest says
+_MOST_MANIFEST = 4 << 20
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SEAL_BYTES = 65
 
 Shape = tuple[int, ...]
 
@@ -84,11 +97,11 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself; the exporter fills everything but `sha256`, which `write_bundle` does.
+    """What a bundle says of itself; the exporter fills everything but `sha256` and `sizes`, which `write_bundle` does.
 
     engines      file name -> precision ("fp32", "fp16", ...) of each file a backend can load
     provenance   free values: checkpoint, data, commit, versions
-    sha256       file name -> hash of each file but manifest.json and manifest.sha256
+    sha256       file name -> hash of each file but manifest.json and manifest.sha256; sizes, the same in bytes
     class_names  of the graph's K classes; those that were enrolled come after them
     calibration  of a bundle with PCB, enrolled of one with enrolled classes, tuned of one that was tuned to a machine;
                  manifest.json has the keys only then
@@ -102,6 +115,7 @@ class Manifest:
     engines: Mapping[str, str]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     calibration: CalibrationSpec | None = None
     enrolled: EnrolledSpec | None = None
     tuned: TunedSpec | None = None
@@ -109,26 +123,26 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.tuned and self.tuned.engine not in self.engines:
             raise ValueError(f"tuned names the engine {self.tuned.engine}; the bundle has {sorted(self.engines)}")
+        if wrong := [name for name, digest in self.sha256.items() if not _SHA256.fullmatch(digest)]:
+            raise ValueError(f"sha256 of {wrong[0]} must be 64 digits of a hexadecimal number")
+        if wrong := [name for name, size in self.sizes.items() if type(size) is not int or not 0 <= size <= MOST_BYTES]:
+            raise ValueError(f"the size of {wrong[0]} must be a number of bytes, at most {MOST_BYTES}")
 
     def to_dict(self) -> dict[str, Any]:
         specs = {key: getattr(self, key).to_dict() for key in ("preprocess", "postprocess", "graph")}
-        plain = {key: dict(getattr(self, key)) for key in ("engines", "provenance", "sha256")}
-        head = {"schema_version": SCHEMA_VERSION, "name": self.name, "class_names": list(self.class_names)}
+        plain = {key: dict(getattr(self, key)) for key in _PLAIN}
+        schema = {"schema_version": SCHEMA_VERSION, "needs": NEEDS}
+        head = {**schema, "name": self.name, "class_names": list(self.class_names)}
         optional = {key: spec.to_dict() for key in sorted(_OPTIONAL) if (spec := getattr(self, key)) is not None}
         return {**head, **specs, **plain, **optional}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """Raises BundleError for no mapping, another schema version, a missing or unknown key, a malformed value."""
-        if not isinstance(values, Mapping):
-            raise BundleError(f"{MANIFEST} must hold a JSON object; got {type(values).__name__}. {_EXPORT_AGAIN}")
-        version = values.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"{MANIFEST} must have schema_version {SCHEMA_VERSION}; got {version!r}. "
-                "Export the checkpoint with this version of glmdnet-sdk, or install the version that wrote the bundle."
-            )
-        expected = {"schema_version", *(f.name for f in fields(cls))}
+        """Of the present schema; `migrated` makes it of an older one.
+
+        Raises: BundleError for a missing or unknown key, and a malformed value.
+        """
+        expected = {"schema_version", "needs", *(f.name for f in fields(cls))}
         missing, unknown = expected - _OPTIONAL - set(values), set(values) - expected
         if missing or unknown:
             raise BundleError(
@@ -142,13 +156,43 @@ class Manifest:
                 preprocess=PreprocessSpec.from_dict(values["preprocess"]),
                 postprocess=PostprocessSpec.from_dict(values["postprocess"]),
                 graph=GraphSpec.from_dict(values["graph"]),
-                **{key: dict(values[key]) for key in ("engines", "provenance", "sha256")},
+                **{key: dict(values[key]) for key in _PLAIN},
                 calibration=CalibrationSpec.from_dict(values["calibration"]) if "calibration" in values else None,
                 enrolled=EnrolledSpec.from_dict(values["enrolled"]) if "enrolled" in values else None,
                 tuned=TunedSpec.from_dict(values["tuned"]) if "tuned" in values else None,
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error
+
+
+def migrated(values: Any, sizes: Mapping[str, int]) -> Mapping[str, Any]:
+    """The content of a manifest, of whatever schema this version can read, as one of the present schema.
+
+    Args: sizes, bytes of the files that are there, since version 1 did not say them.
+    Raises: BundleError for what is no object, and for an unknown version, with what it needs.
+    """
+    if not isinstance(values, Mapping):
+        raise BundleError(f"{MANIFEST} must hold a JSON object; got {type(values).__name__}. {_EXPORT_AGAIN}")
+    version = values.get("schema_version")
+    if type(version) is int and version == SCHEMA_VERSION:
+        return values
+    if type(version) is int and version in _MIGRATIONS:
+        return migrated(_MIGRATIONS[version](values, sizes), sizes)
+    needs = values.get("needs")
+    told = isinstance(needs, str) and re.fullmatch(r"[0-9.]{1,20}", needs)
+    wanted = f"glmdnet-sdk {needs} or newer" if told else "the version of glmdnet-sdk that wrote the bundle"
+    raise BundleError(
+        f"{MANIFEST} must have schema_version {min(_MIGRATIONS)} to {SCHEMA_VERSION}; got {reprlib.repr(version)}. "
+        f"Install {wanted}, or export the checkpoint with this one."
+    )
+
+
+def _from_version_1(values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Version 1 said no sizes: those on the disk count, bounded as all are."""
+    return {**values, "schema_version": 2, "needs": NEEDS, "sizes": dict(sizes)}
+
+
+_MIGRATIONS: dict[int, Callable[[Mapping[str, Any], Mapping[str, int]], dict[str, Any]]] = {1: _from_version_1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +231,11 @@ class Reference:
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> Reference:
-        with np.load(path, allow_pickle=False) as arrays:
-            frames = tuple(arrays[f"frame{i}"] for i in range(len(arrays["images"])))
-            return cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
+    def from_bytes(cls, content: bytes) -> Reference:
+        """Raises: ValueError, KeyError or TypeError for another content than `to_bytes` gives."""
+        arrays = read_npz(content)
+        frames = tuple(arrays[f"frame{i}"] for i in range(len(arrays["images"])))
+        return cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
 
 
 @dataclass(frozen=True)
@@ -204,34 +249,61 @@ class Bundle:
     def reference(self) -> Reference:
         if REFERENCE not in self.manifest.sha256:
             raise BundleError(f"{self.path} has no {REFERENCE} to be checked against. {_EXPORT_AGAIN}")
-        return Reference.load(self.path / REFERENCE)
+        try:
+            return Reference.from_bytes(self.read(REFERENCE))
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{self.path / REFERENCE} holds no reference: {error}. {_EXPORT_AGAIN}") from error
 
     @cached_property
     def verify(self) -> dict[str, Any]:
         """The content of verify.json; a bundle still being made has none, and so no engine that passed."""
-        path = self.path / VERIFY
-        return json.loads(path.read_text()) if path.exists() else {"status": "failed", "rows": []}
+        if VERIFY not in self.manifest.sha256:
+            return {"status": "failed", "rows": []}
+        try:
+            return dict(parse_json(self.read(VERIFY)))
+        except (ValueError, TypeError) as error:
+            raise BundleError(f"{self.path / VERIFY} holds no report: {error}. {_EXPORT_AGAIN}") from error
+
+    @property
+    def files(self) -> dict[str, bytes | Path]:
+        """All but manifest.json and manifest.sha256, as `write_bundle` takes them."""
+        return {name: self.path / name for name in self.manifest.sha256}
+
+    def read(self, file: str | Path) -> bytes:
+        """The content of one of its files, whose hash holds at this moment: it may have been replaced since.
+
+        Raises: BundleError for a file that was altered, or that is none of the bundle's.
+        """
+        name = Path(file).name
+        if name not in self.manifest.sha256:
+            raise BundleError(f"{self.path} has no {name}; it has {sorted(self.manifest.sha256)}. {_EXPORT_AGAIN}")
+        blocks = list(blocks_of(self.path / name, self.manifest.sizes[name]))
+        _compare(self.path / name, sha256_of(blocks), self.manifest.sha256[name])
+        return b"".join(blocks)
 
 
 def open_bundle(path: str | Path) -> Bundle:
     """Open `name.glmd/` and check every file against its hash.
 
-    Raises: BundleError when it is no bundle, of an unknown schema, or a file is missing, altered or not listed.
+    Raises: BundleError when it is no bundle, of an unknown schema, or a file is missing, altered, not listed or no file
+        but a link or the like. The directory itself may be a link.
     """
     path = Path(path)
     if not path.is_dir():
         kind = "a file" if path.exists() else "nothing"
         raise BundleError(f"A bundle is a directory 'name.glmd/'; {path} is {kind}. Make one with glmd-export.")
+    sizes = plain_files(path)
     for name in (MANIFEST, SEAL):
-        if not (path / name).is_file():
+        if name not in sizes:
             raise BundleError(f"{path} must hold {MANIFEST} and {SEAL}; {name} is missing. {_EXPORT_AGAIN}")
-    _check_hash(path / MANIFEST, (path / SEAL).read_text("ascii", "backslashreplace").strip())
+    content = _read_manifest(path, sizes)
     try:
-        values = json.loads((path / MANIFEST).read_text())
+        values = parse_json(content)
     except ValueError as error:
         raise BundleError(f"{path / MANIFEST} is not JSON: {error}. {_EXPORT_AGAIN}") from error
-    manifest = Manifest.from_dict(values)
-    _check_files(path, manifest)
+    files = {name: size for name, size in sizes.items() if name not in (MANIFEST, SEAL)}
+    manifest = Manifest.from_dict(migrated(values, files))
+    _check_files(path, manifest, set(files))
     return Bundle(path, manifest)
 
 
@@ -242,7 +314,7 @@ def write_bundle(
 
     Args:
         path: `name.glmd`; an existing one is refused unless `overwrite`.
-        manifest: its `sha256` is filled in here.
+        manifest: its `sha256` and `sizes` are filled in here.
         files: file name -> content, or a file to copy; every engine of the manifest must be among them.
     Raises: what `check_target` does, BundleError when a file of an engine is lacking.
     """
@@ -257,10 +329,11 @@ def write_bundle(
         new.mkdir()
         for name, content in files.items():
             (new / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-        hashes = {name: _sha256(new / name) for name in sorted(files)}
-        text = json.dumps({**manifest.to_dict(), "sha256": hashes}, indent=2) + "\n"
+        sizes = {name: (new / name).stat().st_size for name in sorted(files)}
+        hashes = {name: sha256_of(blocks_of(new / name, size)) for name, size in sizes.items()}
+        text = json.dumps({**manifest.to_dict(), "sha256": hashes, "sizes": sizes}, indent=2) + "\n"
         (new / MANIFEST).write_text(text)
-        (new / SEAL).write_text(_sha256(new / MANIFEST) + "\n")
+        (new / SEAL).write_text(sha256_of([text.encode()]) + "\n")
         written = open_bundle(new).manifest
         with _lock(path):
             check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
@@ -302,19 +375,31 @@ def _lock(path: Path) -> FileLock:
     return FileLock(Path(tempfile.gettempdir()) / f"glmd-{digest}.lock")
 
 
-def _check_files(path: Path, manifest: Manifest) -> None:
-    """Compare the directory with the manifest: the same names, the same hashes."""
+def _read_manifest(path: Path, sizes: Mapping[str, int]) -> bytes:
+    """The content of manifest.json, of which nothing is read that is not sealed."""
+    if sizes[MANIFEST] > _MOST_MANIFEST:
+        size = sizes[MANIFEST]
+        raise BundleError(f"{path / MANIFEST} has {size} bytes; it may have {_MOST_MANIFEST}. {_EXPORT_AGAIN}")
+    content = b"".join(blocks_of(path / MANIFEST, sizes[MANIFEST]))
+    seal = b"".join(blocks_of(path / SEAL, _SEAL_BYTES)).decode("ascii", "backslashreplace")
+    _compare(path / MANIFEST, sha256_of([content]) + "\n", seal)
+    return content
+
+
+def _check_files(path: Path, manifest: Manifest, present: set[str]) -> None:
+    """Compare the directory with the manifest: the same names, the same sizes, the same hashes."""
     listed = set(manifest.sha256)
-    odd = [name for name in listed if Path(name).name != name]
+    odd = [name for name in listed if not _PLAIN_NAME.fullmatch(name)]
     if odd or not _needed(manifest) <= listed:
         raise BundleError(f"{path / MANIFEST} must list plain file names, engines too; got {sorted(listed)}.")
-    present = {entry.name for entry in path.iterdir()} - {MANIFEST, SEAL}
     if missing := sorted(listed - present):
         raise BundleError(f"{path} must hold {sorted(listed)}; missing {missing}. {_EXPORT_AGAIN}")
     if extra := sorted(present - listed):
         raise BundleError(f"{path} is sealed and must hold only {sorted(listed)}; found {extra}. Move them elsewhere.")
+    if unsized := sorted(listed ^ set(manifest.sizes)):
+        raise BundleError(f"{path / MANIFEST} must list hash and size of the same files; {unsized} are in one of both.")
     for name, digest in manifest.sha256.items():
-        _check_hash(path / name, digest)
+        _compare(path / name, sha256_of(blocks_of(path / name, manifest.sizes[name])), digest)
 
 
 def _needed(manifest: Manifest) -> set[str]:
@@ -323,11 +408,6 @@ def _needed(manifest: Manifest) -> set[str]:
     return set(manifest.engines) | pcb | ({ENROLLED} if manifest.enrolled else set())
 
 
-def _check_hash(path: Path, expected: str) -> None:
-    came = _sha256(path)
+def _compare(path: Path, came: str, expected: str) -> None:
     if came != expected:
         raise BundleError(f"{path} was altered: expected SHA-256 {expected[:12]}, got {came[:12]}. {_EXPORT_AGAIN}")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

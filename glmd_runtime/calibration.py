@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError
@@ -105,11 +105,11 @@ def prototypes_to_bytes(prototypes: NDArray[np.float32]) -> bytes:
     return save({"prototypes": np.ascontiguousarray(prototypes, np.float32)})
 
 
-def read_prototypes(path: Path, classes: int) -> NDArray[np.float32]:
-    """(K, D) of a prototypes.safetensors. Raises: BundleError for another content."""
+def read_prototypes(content: bytes, path: Path, classes: int) -> NDArray[np.float32]:
+    """(K, D) of a prototypes.safetensors, which lies at `path`. Raises: BundleError for another content."""
     try:
-        prototypes = load_file(path)["prototypes"]
-    except (SafetensorError, KeyError) as error:
+        prototypes = load(content)["prototypes"]
+    except (SafetensorError, KeyError, ValueError) as error:
         raise BundleError(f"{path} holds no prototypes: {error!r}. Export the bundle again.") from error
     if prototypes.ndim != 2 or len(prototypes) != classes:
         raise BundleError(

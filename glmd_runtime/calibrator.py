@@ -41,12 +41,15 @@ class Calibrator:
         manifest = bundle.manifest
         if manifest.calibration is None:
             raise BundleError(f"{bundle.path} has no prototypes. Export its checkpoint with --pcb.")
-        prototypes = read_prototypes(bundle.path / PROTOTYPES, len(manifest.class_names))
+        content = bundle.read(PROTOTYPES)
+        prototypes = read_prototypes(content, bundle.path / PROTOTYPES, len(manifest.class_names))
         self.calibration = Calibration(manifest.calibration, prototypes)
         self.backend_name = backend if backend in readers() else _first_installed(bundle)
         on = device if backend in readers() else "cpu"
         model = bundle.path / PCB_MODEL
-        self._backend: backends.Backend = backends.load(self.backend_name, model, threads, on, throughput)
+        self._backend: backends.Backend = backends.load(
+            self.backend_name, model, threads, on, throughput, bundle.read
+        )
         self._batch, self._rows = manifest.graph.batch, manifest.postprocess.max_detections
         self._class_names = manifest.class_names
 

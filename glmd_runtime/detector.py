@@ -367,8 +367,7 @@ class Detector:
         bundle = open_bundle(self._bundle.path)
         if bundle.manifest != self._manifest:
             raise BundleError(f"{bundle.path} was replaced since it was opened. Open it, and enroll the class again.")
-        files: dict[str, bytes | Path] = {name: bundle.path / name for name in bundle.manifest.sha256}
-        files[ENROLLED] = self._enrolment.to_bytes()
+        files = {**bundle.files, ENROLLED: self._enrolment.to_bytes()}
         # What was tuned holds no longer: its accuracy was measured without the enrolled classes.
         manifest = replace(self._manifest, name=Path(path).stem, enrolled=self._enrolment.spec, tuned=None)
         return write_bundle(path, manifest, files, overwrite=overwrite)
@@ -408,7 +407,7 @@ class _Users:
 def _enrolment(bundle: Bundle) -> Enrolment | None:
     spec = bundle.manifest.enrolled
     dimensions = bundle.manifest.graph.outputs.get("features", (0,))[-1]
-    return read_enrolment(bundle.path / ENROLLED, spec, dimensions) if spec else None
+    return read_enrolment(bundle.read(ENROLLED), bundle.path / ENROLLED, spec, dimensions) if spec else None
 
 
 def _with_classes(spec: PostprocessSpec, enrolment: Enrolment) -> PostprocessSpec:

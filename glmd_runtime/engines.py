@@ -23,6 +23,7 @@ from glmd_runtime import backends, errors
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import PLUGIN_VARIABLE, find_plugins
 from glmd_runtime.bundle import Bundle
+from glmd_runtime.documents import parse_json
 from glmd_runtime.engine_cache import PLAN, engines_folder, entry_folder, lock, new_entry
 from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
 from glmd_runtime.plan import PlanRecord, log_path, record_path, sha256
@@ -62,7 +63,7 @@ def open_engine(
     backends.require(backend)
     if backend == "tensorrt":
         return _open_tensorrt(bundle, engine, threads, device, build, throughput)
-    loaded = backends.load(backend, bundle.path / engine, threads, device, throughput)
+    loaded = backends.load(backend, bundle.path / engine, threads, device, throughput, bundle.read)
     if backend == "tensorrt_rtx":
         _check(loaded, bundle, engine, backend)
     return loaded
@@ -113,6 +114,7 @@ def _build_cached(bundle: Bundle, engine: str, new: Path, folder: Path, index: i
         new / PLAN,
         library="tensorrt",
         precision=bundle.manifest.engines[engine],
+        expected=bundle.manifest.sha256[engine],
         plugin=plugin,
         device=index,
         timing_cache=engines_folder() / f"{_version()}-sm{cuda.capability(index)}.timings",
@@ -176,6 +178,7 @@ def build_plan(
     *,
     library: str,
     precision: str,
+    expected: str = "",
     plugin: Path | None = None,
     device: int | None = None,
     workspace: int = WORKSPACE,
@@ -194,6 +197,7 @@ def build_plan(
         out: where the plan goes; its folder must exist.
         library: "tensorrt", which needs a CUDA device, or "tensorrt_rtx", which does not.
         precision: "fp32", "fp16" or "int8", what the convolutions must compute in.
+        expected: SHA-256 that the model must have when it is read; "" takes it as it is.
         plugin: library of the custom operators, for the graph that has them.
         device: CUDA device to build for; None with "tensorrt_rtx" builds for its default range of GPUs.
         workspace: bytes of device memory that a layer may use.
@@ -210,21 +214,23 @@ def build_plan(
         raise UnsupportedError(f"{library} is not installed. Run: {backends.BACKENDS[library].install}")
     if library == "tensorrt" and (reason := cuda.why_no_device()):
         raise UnsupportedError(f"tensorrt builds engines on the device that they will run on, but {reason}.")
+    timings = timing_cache if library == "tensorrt" else None  # TensorRT-RTX would ask for a GPU
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         plan = Path(scratch) / out.name
         request = {
-            "onnx": str(onnx),
-            "plan": str(plan),
+            "onnx": str(onnx.absolute()),
+            "plan": str(plan.absolute()),
             "library": library,
             "precision": precision,
-            "plugin": str(plugin or ""),
+            "sha256": expected,
+            "plugin": str(plugin.absolute()) if plugin else "",
             "workspace": workspace,
-            "timing_cache": str(timing_cache or "") if library == "tensorrt" else "",  # RTX would ask for a GPU
+            "timing_cache": str(timings.absolute()) if timings else "",
             "device": device if library == "tensorrt_rtx" else device or 0,
         }
         log = log or log_path(out)
         with log.open("wb") as file:
-            outcome = _run(request, file, timeout, host_memory or _host_memory(), progress)
+            outcome = _run(request, Path(scratch), file, timeout, host_memory or _host_memory(), progress)
         record = _record(outcome, log)
         record.write(plan)
         record_path(plan).replace(record_path(out))
@@ -233,13 +239,19 @@ def build_plan(
 
 
 def _run(
-    request: dict[str, Any], log: IO[bytes], timeout: float, memory: int, progress: Callable[[str], None]
+    request: dict[str, Any], cwd: Path, log: IO[bytes], timeout: float, memory: int, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run a build to its end. Returns: its last message, or {"error": [type, sentence]} when it could give none."""
+    """Run a build to its end, in an empty folder `cwd`, for Python imports what lies in the one that it is started in.
+
+    Returns: its last message, or {"error": [type, sentence]} when it could give none.
+    """
     command = [sys.executable, "-m", "glmd_runtime.plan_builder", json.dumps(request)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # imports what we import
+    imported = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": imported}  # imports what we import
     messages: list[dict[str, Any]] = []
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+    ) as process:
         reader = Thread(target=_read, args=(process.stdout, messages, progress), daemon=True)
         reader.start()
         try:
@@ -254,7 +266,7 @@ def _run(
 
 def _read(lines: IO[str], messages: list[dict[str, Any]], progress: Callable[[str], None]) -> None:
     for line in lines:
-        message = json.loads(line)
+        message = parse_json(line)
         if "progress" in message:
             progress(message["progress"])
         else:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from glmd_runtime.boxes import iou, nms
 from glmd_runtime.errors import BundleError, UsageError
@@ -131,12 +131,12 @@ def _claims(scores: Floats, thresholds: NDArray[np.float32], rivals: NDArray[np.
     return np.asarray(np.where(rivals, claims, 0).max(axis=1, initial=0))
 
 
-def read_enrolment(path: Path, spec: EnrolledSpec, dimensions: int) -> Enrolment:
-    """Of an enrolled.safetensors. Raises: BundleError for another content."""
+def read_enrolment(content: bytes, path: Path, spec: EnrolledSpec, dimensions: int) -> Enrolment:
+    """Of an enrolled.safetensors, which lies at `path`. Raises: BundleError for another content."""
     try:
-        arrays = load_file(path)
+        arrays = load(content)
         weights, biases = arrays["weights"], arrays["biases"]
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise BundleError(f"{path} holds no enrolled classes: {error!r}. Enrol them again.") from error
     classes = len(spec.class_names)
     if weights.shape != (classes, dimensions) or biases.shape != (classes,):

@@ -6,21 +6,28 @@ from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, get_args
 
-from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.errors import UnsupportedError, UsageError
 from glmd_runtime.listen import Address
 from glmd_runtime.streams import Result, Stream
 from glmd_runtime.video.status import State
-from glmd_runtime.web import WebHandler, WebServer
+from glmd_runtime.web import WebHandler, WebServer, given_token
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
+TOKEN_VARIABLE = "GLMD_METRICS_TOKEN"
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 
 
 class Metrics:
-    """Serves `http://HOST:PORT/metrics` from threads of its own until `close`; it wants no token.
+    """Serves `http://HOST:PORT/metrics` from threads of its own until `close`.
+
+    Args:
+        streams: of a Pipeline; give its results to `add`.
+        address: where to listen.
+        token: that is wanted, as "Authorization: Bearer ..."; None takes GLMD_METRICS_TOKEN from the environment. On an
+            address that others can reach there must be one.
 
     glmd_frames_total{source}                     frames that were detected in
     glmd_drops_total{source,cause}                frames that were not
@@ -29,11 +36,18 @@ class Metrics:
     glmd_held_total{source,cause}                 frames of a closed shutter
     glmd_source_state{source,state}               1 for the state that the source is in, 0 for the others
 
-    Raises: UnsupportedError without prometheus_client, UsageError where the address cannot be had.
+    Raises: UnsupportedError without prometheus_client; UsageError where the address cannot be had, and for a token that
+        is short, or lacking.
     """
 
-    def __init__(self, streams: Sequence[Stream], address: Address) -> None:
+    def __init__(self, streams: Sequence[Stream], address: Address, token: str | None = None) -> None:
         client = import_client()
+        token = given_token(token, TOKEN_VARIABLE)
+        if token is None and not address.local:
+            raise UsageError(
+                f"Others can reach --metrics {address}, so it needs a token: set {TOKEN_VARIABLE}, and give it to "
+                f"Prometheus as its `authorization`; or let it listen on this machine alone: --metrics {address.port}."
+            )
         registry = client.CollectorRegistry()
         registry.register(_StreamCollector(streams))
         self._latency = client.Histogram(
@@ -42,7 +56,7 @@ class Metrics:
         self._detections = client.Counter(
             "glmd_detections", "Objects found.", ["source", "name"], registry=registry
         )
-        self._server = _Server(address, registry)
+        self._server = _Server(address, registry, token)
         self.port = self._server.server_port
 
     def add(self, result: Result) -> None:
@@ -64,9 +78,9 @@ class Metrics:
 
 
 class _Server(WebServer):
-    def __init__(self, address: Address, registry: CollectorRegistry) -> None:
+    def __init__(self, address: Address, registry: CollectorRegistry, token: str | None) -> None:
         self.registry = registry
-        super().__init__(address, _Handler, "--metrics", None)
+        super().__init__(address, _Handler, "--metrics", token)
 
 
 class _Handler(WebHandler):

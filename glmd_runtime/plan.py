@@ -7,14 +7,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import stat
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from glmd_runtime.errors import BundleError
+from glmd_runtime.documents import parse_json, read_bytes
+from glmd_runtime.errors import BundleError, UnsupportedError
+from glmd_runtime.plain_files import sha256_of
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 
@@ -43,12 +46,15 @@ class PlanRecord:
         record_path(plan).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def read(cls, plan: Path) -> PlanRecord:
+    def read(cls, plan: Path, read: Callable[[Path], bytes] = read_bytes) -> PlanRecord:
         """Raises: BundleError when the plan has no record, or one of another form."""
         path = record_path(plan)
         try:
-            values = json.loads(path.read_text())
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
+            values = parse_json(read(path))
+            record = cls(**{field.name: values[field.name] for field in fields(cls)})
+            if record.library not in LIBRARIES:
+                raise ValueError(f"the library {record.library!r}")
+            return record
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 f"A TensorRT engine runs only with its record {path.name} beside it; got {error!r}. Build it again."
@@ -56,8 +62,21 @@ class PlanRecord:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this SDK, made if it is not there."""
-    return user_cache_path("glmdnet", ensure_exists=True)
+    """The user's cache folder of this SDK, made if it is not there, and into which nobody else can write.
+
+    Raises: UnsupportedError where others can, and it is not ours to change.
+    """
+    folder = user_cache_path("glmdnet")
+    folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # what lies here is loaded as code
+        try:
+            folder.chmod(stat.S_IRWXU)
+        except OSError as error:
+            raise UnsupportedError(
+                f"Engines are kept where their user alone can write; others can write to {folder}. Name another folder "
+                "in XDG_CACHE_HOME."
+            ) from error
+    return folder
 
 
 def record_path(plan: Path) -> Path:
@@ -69,4 +88,5 @@ def log_path(plan: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return sha256_of(iter(lambda: file.read(1 << 20), b""))

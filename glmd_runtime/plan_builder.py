@@ -22,6 +22,8 @@ from typing import Any
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import load_plugins
 from glmd_runtime.errors import BundleError, GlmdError, PrecisionError, UnsupportedError
+from glmd_runtime.onnx_file import check_onnx
+from glmd_runtime.plain_files import sha256_of
 from glmd_runtime.plan import PlanRecord, sha256
 
 _HALF, _INT8 = re.compile(r"half|fp16", re.IGNORECASE), re.compile(r"int8", re.IGNORECASE)
@@ -37,6 +39,7 @@ class Request:
     plan: str
     library: str
     precision: str
+    sha256: str
     plugin: str
     workspace: int
     timing_cache: str
@@ -75,7 +78,8 @@ def build(request: Request, progress: Callable[[str], None]) -> dict[str, Any]:
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
     progress("reading the model")
-    _parse(trt, network, logger, Path(request.onnx))
+    content = _content(Path(request.onnx), request.sha256)
+    _parse(trt, network, logger, Path(request.onnx), content)
     convolutions = _check_network(trt, network, request)
     config = _configure(trt, builder, request, progress)
     began = perf_counter()
@@ -94,7 +98,7 @@ def build(request: Request, progress: Callable[[str], None]) -> dict[str, Any]:
             capability=capability,
             precision=request.precision,
             sha256=sha256(Path(request.plan)),
-            onnx=sha256(Path(request.onnx)),
+            onnx=sha256_of([content]),
             plugin=sha256(Path(request.plugin)) if request.plugin else "",
             seconds=round(seconds, 3),
         )
@@ -107,9 +111,18 @@ def _network_flags(trt: Any) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if asks else 0
 
 
-def _parse(trt: Any, network: Any, logger: Any, onnx: Path) -> None:
+def _content(onnx: Path, expected: str) -> bytes:
+    """The model that is built. Raises: BundleError when it is not the expected one, or names other files."""
+    content = onnx.read_bytes()
+    if expected and (came := sha256_of([content])) != expected:
+        raise BundleError(f"{onnx} was altered: expected SHA-256 {expected[:12]}, got {came[:12]}. Open it again.")
+    check_onnx(content, onnx)
+    return content
+
+
+def _parse(trt: Any, network: Any, logger: Any, onnx: Path, content: bytes) -> None:
     parser = trt.OnnxParser(network, logger)
-    if parser.parse(onnx.read_bytes()) and network.num_outputs:
+    if parser.parse(content) and network.num_outputs:
         return
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     nodes = [f"{e.node_operator()} {e.node_name()!r} ({e.desc()})" for e in errors if e.node_operator()]

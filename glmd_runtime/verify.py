@@ -123,12 +123,16 @@ class VerifyReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VerifyReport:
-        return cls(tuple(VerifyRow(**row) for row in values["rows"]))
+        """Raises: BundleError for values of another form."""
+        try:
+            return cls(tuple(VerifyRow(**row) for row in values["rows"]))
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"A report has rows of {VerifyRow.__name__}; got {error!r}. Verify it again.") from error
 
 
 def load_engine(bundle: Bundle, engine: str, backend: str) -> backends.Backend:
     """An engine file as it lies in the bundle; nothing is built, so "tensorrt" needs `engines.open_engine`."""
-    return backends.load(backend, bundle.path / engine)
+    return backends.load(backend, bundle.path / engine, read=bundle.read)
 
 
 def verify_bundle(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime import backends, boxes
+from glmd_runtime.arrays import read_npz
 from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, Bundle
 from glmd_runtime.calibration import Calibration
 from glmd_runtime.calibrator import Calibrator, readers
@@ -55,9 +55,9 @@ class PcbReference:
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> PcbReference:
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**arrays)
+    def from_bytes(cls, content: bytes) -> PcbReference:
+        """Raises: ValueError or TypeError for another content than `to_bytes` gives."""
+        return cls(**read_npz(content))
 
 
 def verify_calibration(bundle: Bundle, backend: str | None = None) -> list[VerifyRow]:
@@ -87,7 +87,8 @@ def _rows(bundle: Bundle, name: str) -> list[VerifyRow]:
 
 def _outcomes(bundle: Bundle, name: str) -> list[Outcome]:
     """The graph is given PyTorch's own boxes."""
-    pcb, reference, tolerance = PcbReference.load(bundle.path / PCB_REFERENCE), bundle.reference, TOLERANCES["fp32"]
+    pcb = PcbReference.from_bytes(bundle.read(PCB_REFERENCE))
+    reference, tolerance = bundle.reference, TOLERANCES["fp32"]
     calibrator = Calibrator(bundle, name)
     try:
         came = calibrator.logits(reference.images, pcb.split(pcb.boxes))

@@ -29,9 +29,10 @@ from glmd_runtime.draw import COLOURS, draw
 from glmd_runtime.errors import UsageError
 from glmd_runtime.listen import Address
 from glmd_runtime.streams import Result, Stream
-from glmd_runtime.web import TOKEN_LENGTH, RefusedError, WebHandler, WebServer, given_token, whole
+from glmd_runtime.web import KINDS, TOKEN_LENGTH, RefusedError, WebHandler, WebServer, given_token, whole
 
 FOLDER = Path(__file__).parent / "page"
+TOKEN_VARIABLE = "GLMD_VIEW_TOKEN"
 PORT = 8080
 LONGEST_SIDE = 1280  # pixels of a picture on the page
 JPEG_QUALITY = 85
@@ -55,7 +56,7 @@ class View:
     ) -> None:
         self._screens = {stream.name: _Screen(stream) for stream in streams}
         self.closed = False
-        given = given_token(token)
+        given = given_token(token, TOKEN_VARIABLE)
         self.token = given or (None if address.local else secrets.token_urlsafe(TOKEN_LENGTH))
         self._server = _Server(address, list(self._screens.values()), detector, self.token)
         self.port = self._server.server_port
@@ -146,6 +147,7 @@ def _encode(number: int, result: Result) -> bytes:
 class _Server(WebServer):
     def __init__(self, address: Address, screens: list[_Screen], detector: Detector, token: str | None) -> None:
         self.screens, self.detector = screens, detector
+        self.pages = {file.name: file.read_bytes() for file in FOLDER.iterdir() if file.suffix in KINDS}
         self.run = secrets.token_hex(4)  # a page that is still open tells by it that glmd-run was started again
         super().__init__(address, _Handler, "The page", token)
 
@@ -163,7 +165,7 @@ class _Handler(WebHandler):
         elif parts[:2] == ["api", "streams"] and parts[3:] == ["snapshot.png"]:
             self._snapshot(self._screen(parts[2]))
         else:
-            self.send_file(FOLDER, path)
+            self.send_page(self.server.pages, path)
 
     def post(self, path: str, value: Any) -> None:
         if path != "/api/threshold":

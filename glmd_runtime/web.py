@@ -1,32 +1,35 @@
 """A small web server for one machine and those who have its token: who may ask, and what browsers may do.
 
-It serves from threads of its own. Where a token is wanted, it comes once in the URL, then as a cookie. Sites of others
-cannot read along by pointing their name here (DNS rebinding), nor post.
+It serves from threads of its own. Where a token is wanted, it comes once in the URL, then as a cookie, or from programs
+as a bearer's. Sites of others cannot read along by pointing their name here (DNS rebinding), nor post. Nothing that is
+asked for is looked up among files.
 """
 
 from __future__ import annotations
 
 import hmac
+import io
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import UsageError
 from glmd_runtime.listen import Address, is_ip, is_local
 
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-TOKEN_VARIABLE = "GLMD_VIEW_TOKEN"
 TOKEN_LENGTH = 16  # characters, at least
 VANISHED = 10.0  # seconds after which a browser that takes nothing is given up
 CONNECTIONS = 64  # at once; for one more, the oldest goes that never asked for what it may have
+LONGEST_HEAD = 16 << 10  # bytes of a request's first line and headers
 LONGEST_BODY = 1000  # bytes of a POST
 LONGEST_NUMBER = 18  # digits
 SECURITY = {
@@ -52,9 +55,9 @@ def whole(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= LONGEST_NUMBER else None
 
 
-def given_token(token: str | None) -> str | None:
-    """`token`, or what GLMD_VIEW_TOKEN says; None where neither is there. Raises: UsageError for a short one."""
-    token = token or os.environ.get(TOKEN_VARIABLE) or None
+def given_token(token: str | None, variable: str) -> str | None:
+    """`token`, or what the environment says; None where neither is there. Raises: UsageError for a short one."""
+    token = token or os.environ.get(variable) or None
     if token is not None and len(token) < TOKEN_LENGTH:
         raise UsageError(f"A token must have at least {TOKEN_LENGTH} characters; got {len(token)}.")
     return token
@@ -127,6 +130,19 @@ class WebServer(ThreadingHTTPServer):
         """A browser that went away is no error of ours."""
 
 
+class _Lines(io.BufferedReader):
+    """What comes from a connection: lines up to the end of a request's head, which has an end; then a body."""
+
+    left = LONGEST_HEAD
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(self.left + 1)
+        self.left -= len(line)
+        if self.left < 0:
+            raise HTTPException("a head without end")  # answered with 431, but for the first line's
+        return line
+
+
 class WebHandler(BaseHTTPRequestHandler):
     """One connection; subclasses answer `get` and `post`, with `send` or by raising RefusedError."""
 
@@ -134,6 +150,18 @@ class WebHandler(BaseHTTPRequestHandler):
     server_version, sys_version = "glmd", ""
     timeout = VANISHED
     server: WebServer
+    rfile: _Lines
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = _Lines(self.rfile.detach())
+
+    def handle_one_request(self) -> None:
+        self.rfile.left = LONGEST_HEAD
+        try:
+            super().handle_one_request()
+        except HTTPException:
+            self.close_connection = True
 
     def get(self, path: str, query: dict[str, str]) -> None:
         """Answer a GET."""
@@ -154,12 +182,18 @@ class WebHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def send_file(self, folder: Path, path: str) -> None:
-        """One that is in the folder itself."""
-        file = folder / (path.strip("/") or "index.html")
-        if file.suffix not in KINDS or file not in folder.iterdir():
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server refuses by itself: with the headers of every answer, and the last of its connection."""
+        self.close_connection = True
+        status = HTTPStatus(code)
+        self.send(status, "text/plain; charset=utf-8", f"{status.phrase}\n".encode())
+
+    def send_page(self, pages: Mapping[str, bytes], path: str) -> None:
+        """One of those that there are, by name."""
+        name = path.removeprefix("/") or "index.html"
+        if name not in pages:
             raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
-        self.send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
+        self.send(HTTPStatus.OK, KINDS[os.path.splitext(name)[1]], pages[name])
 
     def send_json(self, value: Any) -> None:
         self.send(HTTPStatus.OK, "application/json", json.dumps(value).encode())
@@ -178,11 +212,20 @@ class WebHandler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         try:
+            self._check_framing()
             self._check_host()
             act()
         except RefusedError as refused:
             self.close_connection = True  # a body that was not read must not be taken for the next request
             self.send(refused.status, "text/plain; charset=utf-8", f"{refused}\n".encode())
+
+    def _check_framing(self) -> None:
+        """Where a request ends must be said once, or a proxy and this server may take it for different ones."""
+        lengths = self.headers.get_all("Content-Length", [])
+        if "Transfer-Encoding" in self.headers or len(lengths) > 1:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected a body of one Content-Length.")
+        if lengths and self.command == "GET":
+            self.close_connection = True  # its body is not read, and must not be taken for the next request
 
     def _get(self) -> None:
         try:
@@ -205,8 +248,8 @@ class WebHandler(BaseHTTPRequestHandler):
         if length is None or not 0 < length <= LONGEST_BODY:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"Expected a body of 1 to {LONGEST_BODY} bytes.")
         try:
-            value = json.loads(self.rfile.read(length))
-        except (ValueError, RecursionError) as error:
+            value = parse_json(self.rfile.read(length))
+        except ValueError as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected JSON.") from error
         self.post(self.path, value)
 
@@ -232,7 +275,10 @@ class WebHandler(BaseHTTPRequestHandler):
         self.send(HTTPStatus.SEE_OTHER, more={"Location": "/", "Set-Cookie": cookie})
 
     def _check_token(self) -> None:
-        if self.server.token is not None:
+        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
+        if self.server.token is not None and scheme.lower() == "bearer":
+            self._compare(bearer.strip(), self.server.token)
+        elif self.server.token is not None:
             pairs = (pair.strip().partition("=") for pair in self.headers.get("Cookie", "").split(";"))
             came = next((value for name, _, value in pairs if name == self._cookie), "")
             self._compare(came, quote(self.server.token, safe=""))

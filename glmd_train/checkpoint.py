@@ -6,6 +6,8 @@ Files of torch.save are read as well; they hold weights alone, so the rest must 
 from __future__ import annotations
 
 import json
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
@@ -101,9 +104,7 @@ def _load_pth(path: Path, config: Path | None, classes: Path | None) -> Checkpoi
     published = is_official(stored)
     weights = from_official(stored) if published else stored
     network = describe(weights, path, config, classes)
-    model = build_model(network.model)
-    check_fit(model.state_dict(), weights, path, published_name if published else str)
-    model.load_state_dict(weights)
+    model = _filled(network.model, weights, path, published_name if published else str)
     check_told(stored, model, network.preprocess.spec(), path)
     postprocess = PostprocessSpec((DEFAULT_SCORE,) * len(network.model.class_names))
     told = next(file.name for file in (config, classes) if file)
@@ -120,10 +121,22 @@ def _load_safetensors(path: Path) -> Checkpoint:
         pcb = _load_pcb(contract, tensors, path)
     except (KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise CheckpointError(f"{path} has a contract this version cannot read: {error}") from error
-    model = build_model(config)
-    check_fit(model.state_dict(), weights, path)
-    model.load_state_dict(weights)
+    model = _filled(config, weights, path)
     return Checkpoint(model.eval(), config, preprocess, postprocess, contract.get("provenance", {}), pcb)
+
+
+def _filled(
+    config: ModelConfig, weights: Mapping[str, Tensor], path: Path, name: Callable[[str], str] = str
+) -> GLMDNet:
+    """A model with the weights of a file; made only where the file has as much as the configuration says.
+
+    name: how the file calls a parameter of ours. Raises: CheckpointError.
+    """
+    with torch.device("meta"):  # shapes that take no memory, for a few bytes can ask for more than there is
+        check_fit(build_model(config).state_dict(), weights, path, name)
+    model = build_model(config)
+    model.load_state_dict(weights)
+    return model
 
 
 def _load_pcb(contract: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Pcb | None:
@@ -136,14 +149,15 @@ def _load_pcb(contract: dict[str, Any], tensors: dict[str, Tensor], path: Path) 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
-            contract = json.loads((file.metadata() or {}).get("glmd", "{}"))
+            contract = parse_json((file.metadata() or {}).get("glmd", "{}"))
             weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a safetensors checkpoint, or is damaged: {error}") from error
-    if contract.get("format") != FORMAT:
+    told = contract.get("format") if isinstance(contract, dict) else contract
+    if told != FORMAT:
         raise CheckpointError(
             f"{path} is not a checkpoint of this project: expected format {FORMAT!r} in its metadata, "
-            f"got {contract.get('format')!r}."
+            f"got {reprlib.repr(told)}."
         )
     return contract, weights
 

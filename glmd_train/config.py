@@ -7,7 +7,6 @@ import reprlib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,6 +21,7 @@ from pydantic import (
 from glmd_runtime.errors import FrameError, UsageError
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import Intensity
+from glmd_train import documents
 
 
 class _Strict(BaseModel):
@@ -285,8 +285,8 @@ def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"--config expects a YAML file; {path} does not exist")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = documents.read_yaml(path)
+    except ValueError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold keys and values; got {type(values).__name__}")
@@ -333,8 +333,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise UsageError(f"--set {key}: {parent} is not a group of keys. A list is given whole: train=[{{...}}]")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values[last] = documents.parse_yaml(text)
+    except ValueError as error:
         raise UsageError(f"--set {key}: {text!r} is not a YAML value.") from error
 
 

@@ -27,12 +27,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from glmd_runtime.errors import UsageError
 from glmd_train.config import NetworkConfig, PreprocessConfig, TrainConfig, problems
 from glmd_train.data.gcoco import GCOCO_CLASSES
+from glmd_train.documents import read_yaml
 from glmd_train.official_keys import ADDED, CHANGED, DETECTRON2, FIXED, NO_EFFECT, THEIRS
 
 IFSOD_CLASSES = ("person", "car", "bicycle", "uav", "motorcycle", "truck", "bus", "bison", "deer", "dog", "boat")
@@ -57,8 +57,8 @@ _Config = TypeVar("_Config", bound=NetworkConfig)
 def is_published_yaml(path: Path) -> bool:
     """Whether a file is a configuration of detectron2's kind; False for one that cannot be read."""
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        values = read_yaml(path)
+    except (OSError, ValueError):
         return False
     return isinstance(values, dict) and bool({"_BASE_", "MODEL", "DATASETS", "SOLVER", "VERSION"} & set(values))
 
@@ -144,10 +144,10 @@ _KINDS: dict[type, type | tuple[type, ...]] = {
 def _read_flat(path: Path, depth: int = 0) -> _Values:
     """The file's keys over those of the file that _BASE_ names."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path)
     except OSError as error:
         raise UsageError(f"--config expects a YAML file; {path}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold keys and values; got {type(content).__name__}")

@@ -9,17 +9,18 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from glmd_runtime.documents import parse_json, read_json
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.sinks import whole_file
 from glmd_train.config import TrainConfig
 from glmd_train.model.detector import GLMDNet
+from glmd_train.torch_file import read_torch
 
 # What may differ when a run goes on: where it runs, what is read beside it, and how long it goes on.
 _FREE = {
@@ -81,12 +82,12 @@ class RunFolder:
         if not self.last.exists():
             return 0
         try:
-            state = torch.load(self.last, map_location="cpu", weights_only=True)
+            state = read_torch(self.last)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             return int(state["iteration"])
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # what was damaged may have become anything
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise CheckpointError(
                 f"{self.last} does not continue this configuration: expected its own run's state, got {reason!r}. "
                 "Choose another output, or move the damaged folder away."
@@ -101,10 +102,10 @@ def _write_whole(path: Path, text: str) -> None:
 def _differences(config: TrainConfig, record: Path) -> list[str]:
     """Names of the settings in which `config` is not the run's; none where the record is lost."""
     try:
-        began = json.loads(record.read_text())
+        began = read_json(record)
     except (OSError, ValueError):
         return []
-    now = json.loads(config.model_dump_json())
+    now = config.model_dump(mode="json")
     return [key for key in now if key not in _FREE and _portable(now[key]) != _portable(began.get(key))]
 
 
@@ -120,6 +121,6 @@ def _portable(value: Any) -> Any:
 def _iteration(line: str) -> float:
     """Of a line of the log; a line that was cut by a kill counts as the latest."""
     try:
-        return json.loads(line)["iteration"]
+        return parse_json(line)["iteration"]
     except ValueError:
         return float("inf")

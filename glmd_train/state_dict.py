@@ -7,7 +7,6 @@ the light model's, or for a ResNet the published test settings.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -31,6 +30,7 @@ from glmd_train.official_yaml import (
     unused_affine_layers,
 )
 from glmd_train.pickled_arrays import read_pickle
+from glmd_train.torch_file import SAVE, read_torch
 
 _NESTED = ("model", "state_dict", "blobs")  # where training programs put the weights, beside optimizer and scheduler
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
@@ -152,34 +152,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     They may be the whole file, or lie in it under "model", "state_dict" or "blobs".
     Raises: CheckpointError if the file is damaged, holds no weights, or holds objects that loading would execute.
     """
-    content = _load_arrays(path) if path.suffix == ".pkl" else _load(path)
+    content = _load_arrays(path) if path.suffix == ".pkl" else read_torch(path)
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a state dict. {_SAVE}")
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a state dict. {SAVE}")
     inner = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
     weights = {str(key): value.float() for key, value in inner.items() if isinstance(value, Tensor)}
     if not weights:
-        raise CheckpointError(f"{path} holds no weights, only {[str(key) for key in inner][:5]}. {_SAVE}")
+        raise CheckpointError(f"{path} holds no weights, only {[str(key) for key in inner][:5]}. {SAVE}")
     while wrapper := next((w for w in _WRAPPERS if all(key.startswith(w) for key in weights)), None):
         weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
     return weights
-
-
-_SAVE = "Write the weights alone: torch.save(model.state_dict(), 'model.pth')"
-
-
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises whatever it stumbles over
-        # torch's own text advises to load the file unsafely; only what it names is passed on.
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named:
-            raise CheckpointError(
-                f"{path} holds a Python object ({named[1]}); tensors alone are read, code is never executed. {_SAVE}"
-            ) from error
-        raise CheckpointError(
-            f"{path} is not a file of torch.save, or is damaged ({type(error).__name__}). Copy it again."
-        ) from error
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:

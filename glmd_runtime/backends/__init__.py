@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from glmd_runtime.backends.base import Backend, Tensors, run_padded
+from glmd_runtime.backends.base import Backend, Read, Tensors, run_padded
 from glmd_runtime.backends.cuda import why_no_device
 from glmd_runtime.errors import BundleError, GlmdError, UnsupportedError, UsageError
 
@@ -16,6 +16,7 @@ __all__ = [
     "BACKENDS",
     "INSTALL",
     "Backend",
+    "Read",
     "Tensors",
     "available",
     "load",
@@ -99,7 +100,12 @@ def require(name: str) -> None:
 
 
 def load(
-    name: str, model: Path, threads: int | None = None, device: str | None = None, throughput: bool = False
+    name: str,
+    model: Path,
+    threads: int | None = None,
+    device: str | None = None,
+    throughput: bool = False,
+    read: Read = Path.read_bytes,
 ) -> Backend:
     """Load an engine file.
 
@@ -109,6 +115,7 @@ def load(
         threads: CPU threads, with TensorRT calls in flight at once; None for the library's own choice.
         device: "cpu", "cuda" or "cuda:N"; None for the best that the library can use here.
         throughput: whether more calls a second count, several at once, or how long each takes.
+        read: what gives the content of `model` and of the files beside it; a bundle's own checks their hashes.
     Raises: UsageError for an unknown name or a wrong value, UnsupportedError when the library is not installed or
         broken, or cannot use the device; BundleError when the library cannot read the file.
     """
@@ -118,7 +125,7 @@ def load(
     entry = BACKENDS[name]
     backend_class = getattr(import_module(f"glmd_runtime.backends.{entry.module}"), entry.class_name)
     try:
-        backend: Backend = backend_class(model, threads, device, throughput)
+        backend: Backend = backend_class(model, threads, device, throughput, read)
     except GlmdError:
         raise
     except Exception as error:  # each library has its own kinds of error, and they share no base

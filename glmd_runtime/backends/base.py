@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tensors = dict[str, NDArray[Any]]
+Read = Callable[[Path], bytes]  # what gives a file's content: `Bundle.read`, or `Path.read_bytes`
 
 
 class Backend(Protocol):

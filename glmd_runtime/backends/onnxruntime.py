@@ -8,9 +8,10 @@ from typing import Any
 
 import onnxruntime
 
-from glmd_runtime.backends.base import Tensors
+from glmd_runtime.backends.base import Read, Tensors
 from glmd_runtime.backends.cuda import parse_device, why_no_device
 from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.onnx_file import check_onnx
 from glmd_runtime.plan import cache_folder
 
 CPU = "CPUExecutionProvider"
@@ -23,12 +24,20 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(
-        self, model: Path, threads: int | None = None, device: str | None = None, throughput: bool = False
+        self,
+        model: Path,
+        threads: int | None = None,
+        device: str | None = None,
+        throughput: bool = False,
+        read: Read = Path.read_bytes,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(model), options, providers=_providers(device))
+        options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own, which is not checked
+        content = read(model)
+        check_onnx(content, model)
+        self._session = onnxruntime.InferenceSession(content, options, providers=_providers(device))
         self._outputs = [output.name for output in self._session.get_outputs()]
         on_gpu = self._session.get_providers()[0] != CPU  # a provider that fails to start is left out without a word
         if device not in (None, "cpu") and not on_gpu:

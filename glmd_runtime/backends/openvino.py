@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import openvino
 
-from glmd_runtime.backends.base import Tensors
-from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.backends.base import Read, Tensors
+from glmd_runtime.errors import BundleError, UnsupportedError
+from glmd_runtime.onnx_file import check_onnx
 
 # The first array that the library shows sets up its share of numpy, and in two threads at once that never ends: one
 # holds Python's lock and waits for the other, which waits for Python's lock. So it is done here, by one thread.
@@ -26,7 +27,12 @@ class OpenVinoBackend:
     device = "cpu"
 
     def __init__(
-        self, model: Path, threads: int | None = None, device: str | None = None, throughput: bool = False
+        self,
+        model: Path,
+        threads: int | None = None,
+        device: str | None = None,
+        throughput: bool = False,
+        read: Read = Path.read_bytes,
     ) -> None:
         if device not in (None, "cpu"):
             raise UnsupportedError(f"openvino runs on the CPU here; got device {device!r}. Name another backend.")
@@ -34,7 +40,8 @@ class OpenVinoBackend:
         config = {"PERFORMANCE_HINT": "THROUGHPUT" if throughput else "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        compiled = openvino.Core().compile_model(model, "CPU", config)
+        core = openvino.Core()
+        compiled = core.compile_model(_read(core, model, read), "CPU", config)
         self._outputs = {name: output for output in compiled.outputs for name in output.names}
         self.calls = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._free: SimpleQueue[Any] = SimpleQueue()
@@ -51,3 +58,14 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         del self._free, self._outputs
+
+
+def _read(core: Any, model: Path, read: Read) -> Any:
+    """The model as it was when it was read; given a path, the library would read the file itself, later."""
+    content = read(model)
+    if model.suffix != ".xml":
+        check_onnx(content, model)
+        return core.read_model(content)
+    if not content.startswith(b"<"):  # the library goes by what is inside, and would take it for another kind
+        raise BundleError(f"{model} must be an OpenVINO model in XML; it is not. Export the checkpoint again.")
+    return core.read_model(content, read(model.with_suffix(".bin")))

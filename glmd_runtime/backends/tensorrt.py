@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.backends import cuda
-from glmd_runtime.backends.base import Tensors
+from glmd_runtime.backends.base import Read, Tensors
 from glmd_runtime.backends.device_array import DeviceArray, device_array, is_on_device
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError
 from glmd_runtime.plan import PlanRecord, sha256
@@ -44,11 +44,16 @@ class TensorRtBackend:
     library = "tensorrt"
 
     def __init__(
-        self, plan: Path, threads: int | None = None, device: str | None = None, throughput: bool = False
+        self,
+        plan: Path,
+        threads: int | None = None,
+        device: str | None = None,
+        throughput: bool = False,
+        read: Read = Path.read_bytes,
     ) -> None:
         index = cuda.use_device(device, self.library)
         trt = import_module(self.library)
-        content = _checked_plan(plan, trt, cuda.capability(index))
+        content = _checked_plan(plan, trt, cuda.capability(index), read)
         self.device = f"cuda:{index}"
         self._logger = logger(trt)
         self._engine = _deserialized(trt, self._logger, plan, content)
@@ -215,9 +220,9 @@ def logger(trt: Any) -> Any:
     return Logger()
 
 
-def _checked_plan(plan: Path, trt: Any, capability: str) -> bytes:
+def _checked_plan(plan: Path, trt: Any, capability: str, read: Read) -> bytes:
     """The plan's bytes, if they are those of its record and may run here: a plan is code, so this comes first."""
-    record, content = PlanRecord.read(plan), plan.read_bytes()
+    record, content = PlanRecord.read(plan, read), read(plan)
     came = hashlib.sha256(content).hexdigest()
     if came != record.sha256:
         raise BundleError(f"{plan} was altered: expected SHA-256 {record.sha256[:12]}, got {came[:12]}. {_BUILD_AGAIN}")

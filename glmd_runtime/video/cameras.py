@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from glmd_runtime.errors import SourceError, UnsupportedError
-from glmd_runtime.video.decoding import import_av, to_array
+from glmd_runtime.video.decoding import CONTAINERS, import_av, to_array
 from glmd_runtime.video.live import TIMEOUT, Shot
 from glmd_runtime.video.simulator import Scene, SceneSpec
 
@@ -35,8 +35,9 @@ class NetworkCamera:
         self.name, self.fps = name, FPS
         self._url, self._timeout = url, timeout
         # A sound track would only make FFmpeg shift the pictures' times to fit it.
-        rtsp = {"rtsp_transport": transport, "allowed_media_types": "video"}
-        self._options = {"fflags": "nobuffer", "analyzeduration": "500000", **(rtsp if url.startswith("rtsp") else {})}
+        rtsp = {"rtsp_transport": transport, "allowed_media_types": "video", "protocol_whitelist": "rtsp,rtp,udp,tcp"}
+        udp = {"protocol_whitelist": "udp", "format_whitelist": CONTAINERS}  # whatever it is that is sent
+        self._options = {"fflags": "nobuffer", "analyzeduration": "500000", **(rtsp if url.startswith("rtsp") else udp)}
         self._av = import_av()
         # Some cameras break the rules in what is no picture, and would be refused for ever.
         self._strict, self._seen = True, False  # until a connection gave nothing whole; whether one ever did

@@ -13,6 +13,13 @@ from glmd_runtime.thermal import Radiometry
 if TYPE_CHECKING:
     import av
 
+# Containers that hold a video themselves. FFmpeg also reads playlists and scripts (hls, dash, concat, sdp, lavfi ...),
+# which make it open whatever else they name.
+CONTAINERS = (
+    "apng,asf,av1,avi,cine,dv,flv,gif,h263,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mpjpeg,mxf,nut,obu,"
+    "ogg,rawvideo,ser,vc1,vvc,wtv,yuv4mpegpipe"
+)
+
 _COUNTS = ("gray10le", "gray12le", "gray14le", "gray16le")
 
 

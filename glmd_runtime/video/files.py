@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from glmd_runtime.errors import SourceError, UsageError
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.address import parse_address, redacted
-from glmd_runtime.video.decoding import check_counts, import_av, to_array
+from glmd_runtime.video.decoding import CONTAINERS, check_counts, import_av, to_array
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.recording import Note, read_notes, side_file
 from glmd_runtime.video.source import Source
@@ -134,11 +134,11 @@ def _video(path: Path, radiometry: Radiometry | None) -> Source:
     not_video = SourceError(f"{path} cannot be read as a video. Is it damaged, or no video at all?")
     notes = read_notes(path) if side_file(path).is_file() else None
     try:
-        container = av.open(str(path))
+        # With its protocol, as a name like "concat:a|b" would be taken for one.
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
     except (av.error.FFmpegError, ValueError) as error:
         raise not_video from error
-    # FFmpeg renders text files as if they were a terminal; nobody means that.
-    if not container.streams.video or container.format.name == "tty":
+    if not container.streams.video:
         container.close()
         raise not_video
     stream = container.streams.video[0]

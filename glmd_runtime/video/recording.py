@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import FrameError, SourceError, UsageError
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.decoding import import_av
@@ -47,7 +48,7 @@ class Note:
 
     @classmethod
     def of(cls, line: str) -> Note:
-        values = json.loads(line)
+        values = parse_json(line)
         gain, offset = values["radiometry"] or (0, 0)
         radiometry = Radiometry(float(gain), float(offset)) if values["radiometry"] else None
         return cls(int(values["index"]), float(values["time"]), float(values["wall"]), radiometry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.boxes import xywh_to_xyxy
+from glmd_runtime.documents import read_json
 from glmd_runtime.errors import DatasetError, SourceError
 from glmd_runtime.video import sources
 
@@ -185,6 +185,7 @@ def _records(
     return [_record(sizes[i], by_image[i], names, labels, folder, annotations) for i in sorted(sizes)]
 
 
+MOST_BYTES = 4 << 30  # of an annotation file; LVIS, the largest of the known ones, has 1.2 GB
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -193,8 +194,8 @@ def read_coco(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"Annotation file {path} does not exist. Set GLMD_DATA to the folder of the data sets.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(path, MOST_BYTES)
+    except ValueError as error:
         raise DatasetError(f"{path} is not JSON: {error}") from error
     missing = set(_LISTS) - set(content if isinstance(content, dict) else ())
     if missing:

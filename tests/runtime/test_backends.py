@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from glmd_runtime import backends
 from glmd_runtime.backends.fake import FakeBackend
@@ -65,8 +68,61 @@ def test_several_threads(name: str, tiny_bundle: Path) -> None:
 def test_a_damaged_model(name: str, tmp_path: Path) -> None:
     skip_unless(name in backends.available(), name, f"{name} is not installed")
     (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(BundleError, match="is no ONNX model, or is damaged"):
+        backends.load(name, tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match=f"{name} cannot load"):
         backends.load(name, tmp_path / "model.onnx")
+
+
+def outside(model: onnx.ModelProto, place: Path) -> onnx.TensorProto:
+    """A tensor that is in another file."""
+    place.write_bytes(np.ones(4, np.float32).tobytes())
+    tensor = onnx.TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[4], data_location=1)
+    for key, value in (("location", str(place)), ("offset", "0"), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def as_initializer(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    model.graph.initializer.append(tensor)
+
+
+def as_constant(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    model.graph.node.append(helper.make_node("Constant", [], ["outside"], value=tensor))
+
+
+def in_a_branch(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    branch = helper.make_graph([helper.make_node("Identity", ["outside"], ["o"])], "branch", [], [], [tensor])
+    model.graph.node.append(helper.make_node("If", ["c"], ["p"], then_branch=branch, else_branch=branch))
+
+
+def in_a_function(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    node = helper.make_node("Constant", [], ["o"], value=tensor)
+    model.functions.append(helper.make_function("glmd", "f", [], ["o"], [node], [helper.make_opsetid("", 17)]))
+
+
+def as_sparse(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
+    model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensor, dims=[4]))
+
+
+@every_backend
+@pytest.mark.parametrize("hide", [as_initializer, as_constant, in_a_branch, in_a_function, as_sparse])
+def test_a_model_that_names_other_files(name: str, hide: Callable[..., None], tmp_path: Path) -> None:
+    skip_unless(name in backends.available(), name, f"{name} is not installed")
+    model = onnx.load_from_string(tiny.model())
+    hide(model, outside(model, tmp_path / "secret"))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="keeps tensors in other files, which are not read"):
+        backends.load(name, tmp_path / "model.onnx")
+
+
+def test_an_openvino_model_is_xml(tmp_path: Path) -> None:
+    """OpenVINO would take it for ONNX, by what is inside, whatever it is called."""
+    skip_unless("openvino" in backends.available(), "openvino", "openvino is not installed")
+    (tmp_path / "openvino.fp32.xml").write_bytes(tiny.model())
+    with pytest.raises(BundleError, match="must be an OpenVINO model in XML"):
+        backends.load("openvino", tmp_path / "openvino.fp32.xml")
 
 
 @pytest.mark.parametrize("cause", [ImportError, OSError, AttributeError])
@@ -106,7 +162,7 @@ class TestOnnxRuntimeOnAGpu:
         asked: list[list[str]] = []
 
         class Session:
-            def __init__(self, model: str, options: Any, providers: list[tuple[str, dict[str, Any]]]) -> None:
+            def __init__(self, model: bytes, options: Any, providers: list[tuple[str, dict[str, Any]]]) -> None:
                 asked.append([name for name, _ in providers])
                 self.settings = dict(providers)
 
@@ -125,6 +181,7 @@ class TestOnnxRuntimeOnAGpu:
         return asked
 
     def test_order(self, sessions: list[list[str]], tmp_path: Path) -> None:
+        (tmp_path / "m.onnx").touch()
         backend = backends.load("onnxruntime", tmp_path / "m.onnx", device="cuda:0")
         assert [name[:4] for name in sessions[-1]] == ["Tens", "CUDA", "CPUE"] and backend.device == "cuda:0"
         assert backend._session.settings["CUDAExecutionProvider"] == {"device_id": 0, "use_tf32": 0}
@@ -132,6 +189,7 @@ class TestOnnxRuntimeOnAGpu:
         assert sessions[-1] == ["CPUExecutionProvider"]
 
     def test_never_the_cpu_without_a_word(self, sessions: list[list[str]], gpu: FakeGpu, tmp_path: Path) -> None:
+        (tmp_path / "m.onnx").touch()
         self.session.unable = ("TensorrtExecutionProvider", "CUDAExecutionProvider")  # libraries of another CUDA
         with pytest.raises(UnsupportedError, match=r"no CUDA provider .* onnxruntime-gpu.*device='cpu'"):
             backends.load("onnxruntime", tmp_path / "m.onnx", device="cuda")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
 
 from glmd_export import cli as export_cli
-from glmd_runtime.bundle import MANIFEST, SEAL, Reference, check_target, open_bundle, write_bundle
+from glmd_runtime import Detector
+from glmd_runtime.bundle import MANIFEST, SEAL, Bundle, check_target, open_bundle, write_bundle
+from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, UsageError
 from tests import tiny
 
@@ -24,14 +29,28 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     values = json.loads((path / MANIFEST).read_text())
     change(values)
     text = json.dumps(values)
-    (path / MANIFEST).write_text(text)
-    (path / SEAL).write_text(hashlib.sha256(text.encode()).hexdigest())
+    seal(path, text.encode())
+
+
+def seal(path: Path, manifest: bytes) -> None:
+    (path / MANIFEST).write_bytes(manifest)
+    (path / SEAL).write_text(hashlib.sha256(manifest).hexdigest() + "\n")
+
+
+def as_version_1(path: Path) -> Path:
+    """The same bundle as the first schema had it: without sizes, and without what it needs."""
+    def change(values: dict[str, Any]) -> None:
+        values["schema_version"] = 1
+        del values["needs"], values["sizes"]
+
+    reseal(path, change)
+    return path
 
 
 def test_what_was_written_is_read(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     written = tiny.manifest()
-    assert dataclasses.replace(bundle.manifest, sha256={}) == written
+    assert dataclasses.replace(bundle.manifest, sha256={}, sizes={}) == written
     assert (bundle.manifest.graph.batch, bundle.manifest.graph.proposals) == (1, 4)
     assert bundle.verify == tiny.report().to_dict()
 
@@ -82,13 +101,24 @@ def test_a_file_too_many(own_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema_version 1; got 2"),
-        (lambda m: m.pop("schema_version"), "schema_version 1; got None"),
+        (lambda m: m.update(schema_version=3), r"schema_version 1 to 2; got 3\..*Install glmdnet-sdk 0\.2\.0 or newer"),
+        (lambda m: m.update(schema_version=3, needs="7\033[2J"), "Install the version of glmdnet-sdk that wrote the"),
+        (lambda m: m.update(schema_version=True), "schema_version 1 to 2; got True"),
+        (lambda m: m.update(schema_version=0), "schema_version 1 to 2; got 0"),
+        (lambda m: m.pop("schema_version"), "schema_version 1 to 2; got None"),
+        (lambda m: m.pop("sizes"), r"missing \['sizes'\]"),
+        (lambda m: m["sizes"].pop("model.onnx"), r"hash and size of the same files; \['model.onnx'\]"),
+        (lambda m: m["sizes"].update({"model.onnx": 1}), r"model\.onnx was altered: expected 1 bytes"),
+        (lambda m: m["sizes"].update({"model.onnx": 1 << 40}), "number of bytes, at most"),
+        (lambda m: m["sizes"].update({"model.onnx": True}), "number of bytes, at most"),
+        (lambda m: m["sha256"].update({"model.onnx": "0"}), "64 digits"),
         (lambda m: m.update(surprise=1), r"unknown \['surprise'\]"),
         (lambda m: m.pop("engines"), r"missing \['engines'\]"),
         (lambda m: m["preprocess"].pop("mean"), "another form: KeyError"),
         (lambda m: m["graph"].update(inputs=3), "another form"),
-        (lambda m: m["sha256"].update({"../model.onnx": "0"}), "plain file names"),
+        (lambda m: m["sha256"].update({"../model.onnx": "0" * 64}), "plain file names"),
+        (lambda m: m["sha256"].update({"..": "0" * 64}), "plain file names"),
+        (lambda m: m["sha256"].update({"": "0" * 64}), "plain file names"),
         (lambda m: m["engines"].update({"other.onnx": "fp32"}), "engines too"),
     ],
 )
@@ -98,26 +128,109 @@ def test_a_manifest_of_another_form(own_bundle: Path, change: Callable[[dict[str
         open_bundle(own_bundle)
 
 
-def test_not_json(own_bundle: Path) -> None:
-    (own_bundle / MANIFEST).write_text("{")
-    (own_bundle / SEAL).write_text(hashlib.sha256(b"{").hexdigest())
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", '{"a": NaN}', "\xff"])
+def test_not_json(own_bundle: Path, text: str) -> None:
+    seal(own_bundle, text.encode("latin1"))
     with pytest.raises(BundleError, match="is not JSON"):
         open_bundle(own_bundle)
 
 
 @pytest.mark.parametrize("values", [[], "bundle", 1, None])
 def test_no_json_object(own_bundle: Path, values: Any) -> None:
-    text = json.dumps(values)
-    (own_bundle / MANIFEST).write_text(text)
-    (own_bundle / SEAL).write_text(hashlib.sha256(text.encode()).hexdigest())
+    seal(own_bundle, json.dumps(values).encode())
     with pytest.raises(BundleError, match=f"must hold a JSON object; got {type(values).__name__}.*again"):
         open_bundle(own_bundle)
 
 
-def test_a_binary_seal(own_bundle: Path) -> None:
-    (own_bundle / SEAL).write_bytes(bytes(range(128, 256)))
-    with pytest.raises(BundleError, match=f"{MANIFEST} was altered"):
+def test_another_seal(own_bundle: Path) -> None:
+    whole = (own_bundle / SEAL).read_bytes()
+    for content, message in [
+        (bytes(range(128, 128 + len(whole))), f"{MANIFEST} was altered"),
+        (whole[:-1] + b"\v", f"{MANIFEST} was altered"),  # white space too
+        (whole[:-1], f"{SEAL} was altered: expected 65 bytes, got 64"),
+        (whole + b"\n", f"{SEAL} was altered: expected 65 bytes, got 66"),
+    ]:
+        (own_bundle / SEAL).write_bytes(content)
+        with pytest.raises(BundleError, match=message):
+            open_bundle(own_bundle)
+
+
+def test_a_manifest_without_end(own_bundle: Path) -> None:
+    with (own_bundle / MANIFEST).open("ab") as file:
+        file.truncate(1 << 40)  # takes no room on the disk, and would take all of memory
+    with pytest.raises(BundleError, match=r"manifest\.json has 1099511627776 bytes"):
         open_bundle(own_bundle)
+
+
+def link_to_itself(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", MANIFEST, SEAL, "extra"])
+@pytest.mark.parametrize("become", [link_to_itself, dangling, pipe, folder])
+def test_what_is_no_plain_file(name: str, become: Callable[[Path], None], own_bundle: Path) -> None:
+    (own_bundle / name).touch()
+    become(own_bundle / name)
+    with pytest.raises(BundleError, match=rf"plain files, no links, no folders; got \['{name}'\].*cp -rL"):
+        open_bundle(own_bundle)
+
+
+def test_the_bundle_itself_may_be_a_link(own_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "current.glmd").symlink_to(own_bundle)
+    assert open_bundle(tmp_path / "current.glmd").read("model.onnx") == tiny.model()
+
+
+def test_version_1_is_read_and_written_anew(own_bundle: Path, tmp_path: Path) -> None:
+    whole = open_bundle(own_bundle).manifest
+    old = open_bundle(as_version_1(own_bundle))
+    assert old.manifest == whole
+    written = write_bundle(own_bundle, old.manifest, old.files, overwrite=True)
+    assert written.manifest == whole and json.loads((own_bundle / MANIFEST).read_text())["schema_version"] == 2
+
+
+def test_version_1_is_checked_as_version_2(own_bundle: Path) -> None:
+    as_version_1(own_bundle)
+    content = (own_bundle / "model.onnx").read_bytes()
+    for altered in (content[:-1], content + b"\0", content[:-1] + b"\1"):
+        (own_bundle / "model.onnx").write_bytes(altered)
+        with pytest.raises(BundleError, match=r"model\.onnx was altered"):
+            open_bundle(own_bundle)
+    (own_bundle / "model.onnx").unlink()
+    with pytest.raises(BundleError, match=r"missing \['model.onnx'\]"):
+        open_bundle(own_bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "reference.npz", "verify.json"])
+def test_what_is_replaced_after_opening_is_not_used(name: str, own_bundle: Path) -> None:
+    bundle = open_bundle(own_bundle)
+    content = bytearray((own_bundle / name).read_bytes())
+    content[-1] ^= 1
+    (own_bundle / name).write_bytes(content)
+    uses: dict[str, Callable[[], object]] = {
+        "model.onnx": lambda: open_engine(bundle, name, "onnxruntime"),
+        "reference.npz": lambda: bundle.reference,
+        "verify.json": lambda: bundle.verify,
+    }
+    with pytest.raises(BundleError, match=f"{name} was altered"):
+        uses[name]()
+    with pytest.raises(BundleError, match="has no passwd"):
+        bundle.read("../../etc/passwd")
 
 
 def test_not_a_bundle(tmp_path: Path) -> None:
@@ -197,7 +310,47 @@ def test_reference_may_be_absent_until_it_is_asked_for(tmp_path: Path) -> None:
         _ = bundle.reference
 
 
-def test_a_pickle_in_the_reference_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "evil.npz", images=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        Reference.load(tmp_path / "evil.npz")
+def sealed(path: Path, **files: bytes) -> Bundle:
+    """A bundle that somebody made as a trap: its hashes hold."""
+    content = {"model.onnx": tiny.model(), "reference.npz": tiny.reference().to_bytes(), "verify.json": b"{}"}
+    return write_bundle(path, tiny.manifest(), {**content, **{name.replace("_", "."): v for name, v in files.items()}})
+
+
+def npz(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with ZipFile(buffer, "w", ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+HUGE = npy(np.zeros(1)).replace(b"(1,)", b"(%d,)" % 10**12).replace(b" " * 13, b" ", 1)
+TRAPS = {
+    "objects": (npz(images=npy(np.array([{"a": 1}], dtype=object))), "holds Python objects"),
+    "more than there is": (npz(images=HUGE), "array of 8000000000000 bytes, of which there are 8"),
+    "a bomb": (npz(**{f"a{i}": bytes(64 << 20) for i in range(17)}), "of at most 1073741824"),
+    "no archive": (b"PK", "no archive of arrays"),
+    "no arrays": (npz(), "'images'"),
+    "other arrays": (npz(images=npy(np.zeros(0))), "missing 4 required"),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_reference_that_is_a_trap(trap: str, tmp_path: Path) -> None:
+    content, message = TRAPS[trap]
+    bundle = sealed(tmp_path / "t.glmd", reference_npz=content)
+    with pytest.raises(BundleError, match=rf"reference\.npz holds no reference: .*{message}"):
+        _ = bundle.reference
+
+
+@pytest.mark.parametrize("report", [b"[", b"[" * 100_000, b"[1]", b"{}", b'{"rows": [{}]}', b'{"rows": 1}'])
+def test_a_report_that_is_none(report: bytes, tmp_path: Path) -> None:
+    path = sealed(tmp_path / "t.glmd", verify_json=report).path
+    with pytest.raises(BundleError, match=r"holds no report|A report has rows"):
+        Detector(path)

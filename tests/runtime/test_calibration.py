@@ -100,14 +100,12 @@ def test_a_spec_that_means_nothing_is_refused(numbers: tuple[float, float, float
 
 
 def test_prototypes_file(tmp_path: Path) -> None:
-    path = tmp_path / "prototypes.safetensors"
-    path.write_bytes(prototypes_to_bytes(PROTOTYPES))
-    np.testing.assert_array_equal(read_prototypes(path, 3), PROTOTYPES)
+    path, content = tmp_path / "prototypes.safetensors", prototypes_to_bytes(PROTOTYPES)
+    np.testing.assert_array_equal(read_prototypes(content, path, 3), PROTOTYPES)
     with pytest.raises(BundleError, match=r"shape \(9, D\); got \(3, 3\)"):
-        read_prototypes(path, 9)
-    path.write_bytes(b"no prototypes")
+        read_prototypes(content, path, 9)
     with pytest.raises(BundleError, match="Export the bundle again"):
-        read_prototypes(path, 3)
+        read_prototypes(b"no prototypes", path, 3)
 
 
 # A classifier of three logits: the width of a box, its height, and 0.
@@ -254,7 +252,7 @@ def test_verification_passes_what_is_right_and_fails_what_is_not(bundle: Path, t
     broken = pcb_bundle(
         tmp_path / "broken.glmd", **{"pcb_reference.npz": reference_of(bundle), "pcb.onnx": b"no graph"}
     )
-    assert all("cannot load" in row.reason for row in verify_calibration(broken, names[0]))
+    assert all("is no ONNX model" in row.reason for row in verify_calibration(broken, names[0]))
 
 
 def test_a_bundle_without_pcb_has_nothing_to_verify(tmp_path: Path) -> None:

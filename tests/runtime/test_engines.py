@@ -308,7 +308,7 @@ def test_rtx_builds_without_a_gpu(
     [
         (tiny.model(), "fp16", PrecisionError, "of 0 convolutions .* none .* export with --fp16"),
         (models.half_model(), "int8", PrecisionError, "of 1 convolutions .* export with --int8"),
-        (b"no model", "fp16", BundleError, "cannot read .*Failed to parse"),
+        (b"no model", "fp16", BundleError, "is no ONNX model, or is damaged"),
         (b"", "fp16", BundleError, "it has no outputs"),
         (models.half_model(plugin=True), "fp16", UnsupportedError, "GlmdRoiAlign 'roi'"),
     ],
@@ -322,6 +322,46 @@ def test_rtx_refuses(
     with pytest.raises(error, match=f"(?s){message}.*m.engine.log"):
         build_plan(onnx, out / "m.engine", library="tensorrt_rtx", precision=precision)
     assert [path.name for path in out.iterdir()] == ["m.engine.log"]
+
+
+def test_what_lies_in_the_folder_of_the_caller_is_not_imported(
+    onnx: Path, gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python looks first in the folder that a module is started in: one of somebody else's pictures, perhaps."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "tensorrt.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')")
+    monkeypatch.chdir(tmp_path / "pictures")
+    build_plan(Path("..", onnx.name), Path("m.engine"), library="tensorrt", precision="fp16")
+    assert Path("m.engine").exists() and not (tmp_path / "touched").exists()
+
+
+def test_the_model_that_is_built_is_the_bundle_s(bundle: Bundle, gpu: FakeGpu) -> None:
+    (bundle.path / models.HALF).write_bytes(models.half_model(plugin=True))  # since it was opened
+    with pytest.raises(BundleError, match=r"fp16\.onnx was altered: expected SHA-256"):
+        open_engine(bundle, models.HALF, "tensorrt")
+    assert gpu.builds == 0
+
+
+def test_nobody_else_can_write_to_the_cache(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.cache.mkdir(parents=True)
+    gpu.cache.chmod(0o777)
+    engines_folder()
+    assert gpu.cache.stat().st_mode & 0o777 == 0o700
+    gpu.cache.chmod(0o775)
+
+    def not_ours(self: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", not_ours)
+    with pytest.raises(UnsupportedError, match=r"others can write to .*XDG_CACHE_HOME"):
+        engines_folder()
+
+
+def test_a_record_names_no_other_library(bundle: Bundle, gpu: FakeGpu) -> None:
+    check_answers(bundle)
+    [entry] = cached_engines()
+    edit_record(entry.folder / "model.engine.json", library="antigravity")
+    assert [one.stale for one in cached_engines()] == ["its record cannot be read"]
 
 
 def test_an_absent_library(onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,10 +85,22 @@ def test_who_may_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
         assert answer_to(metrics.port, "/metrics", Host="evil.example")[0] == 403
         assert answer_to(metrics.port, "/metrics", Host="192.168.1.5")[0] == 403
         assert answer_to(metrics.port, "/")[0] == 404
-    with Metrics([], Address("0.0.0.0", 0)) as metrics:
-        assert answer_to(metrics.port, "/metrics", Host="192.168.1.5:9100")[0] == 200
-        assert answer_to(metrics.port, "/metrics", Host=socket.gethostname())[0] == 200
-        assert answer_to(metrics.port, "/metrics", Host="evil.example")[0] == 403
+
+
+def test_elsewhere_a_token_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("prometheus_client")
+    everywhere, token = Address("0.0.0.0", 0), "sixteen characters"
+    monkeypatch.delenv("GLMD_METRICS_TOKEN", raising=False)
+    with pytest.raises(UsageError, match=r"0\.0\.0\.0:0, so it needs a token: set GLMD_METRICS_TOKEN.*--metrics 0\."):
+        Metrics([], everywhere)
+    monkeypatch.setenv("GLMD_METRICS_TOKEN", token)
+    with Metrics([], everywhere) as metrics:
+        for said, status in [(f"Bearer {token}", 200), (f"bearer {token}", 200), ("Bearer wrong", 403),
+                             (f"Basic {token}", 403), ("Bearer", 403), ("", 403)]:
+            assert answer_to(metrics.port, "/metrics", Authorization=said)[0] == status
+        right = {"Authorization": f"Bearer {token}"}
+        for host, status in [("192.168.1.5:9100", 200), (socket.gethostname(), 200), ("evil.example", 403)]:
+            assert answer_to(metrics.port, "/metrics", Host=host, **right)[0] == status
 
 
 def test_both_formats_of_prometheus() -> None:

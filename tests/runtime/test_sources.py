@@ -333,6 +333,23 @@ def test_what_is_no_video(name: str, tmp_path: Path) -> None:
         open_source(tmp_path / name)
 
 
+@needs_av
+def test_a_video_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A playlist, or a name that FFmpeg would take for a protocol and another file."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 48, 64, 3), np.uint8)
+    write_video(Path("other.ts"), list(noise), "mpeg2video", "yuv420p")
+    Path("list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n")
+    Path("list.ffconcat").write_text("ffconcat version 1.0\nfile other.ts\n")
+    Path("concat:other.ts").write_text("no video")
+    for name in ("list.m3u8", "list.ffconcat", "concat:other.ts"):
+        with pytest.raises(SourceError, match=f"{name} cannot be read as a video"):
+            open_source(name)
+    Path("-i.ts").write_bytes(Path("other.ts").read_bytes())
+    with open_source("-i.ts") as source:
+        assert len(list(source)) == 5
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture"])
 def test_a_damaged_picture(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content)

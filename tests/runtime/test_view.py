@@ -295,6 +295,45 @@ def test_a_browser_that_reads_nothing_holds_nobody_up(site: Site) -> None:
         assert monotonic() - began < 8  # its connection is given up after 10
 
 
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 5000, b"431"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 20_000, b"431"),
+        (b"GET /" + b"y" * 20_000, b""),  # closed without an answer
+        (b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501"),
+        (b"POST /api/threshold HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 9\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"Bad Request"),  # TLS
+    ],
+)
+def test_a_request_that_is_none(request_: bytes, status: bytes, site: Site) -> None:
+    answer = everything_said_to(site, request_)
+    assert status in answer.partition(b"\r\n")[0] and b"Traceback" not in answer
+    if answer.startswith(b"HTTP/"):
+        assert b"Content-Security-Policy: default-src 'none'" in answer and b"X-Content-Type-Options" in answer
+
+
+def test_a_body_is_not_taken_for_the_next_request(site: Site) -> None:
+    hidden = b"GET /view.css HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = b"GET /icon.svg HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+    answer = everything_said_to(site, head + hidden)
+    assert answer.count(b"HTTP/1.1 ") == 1 and b"image/svg+xml" in answer
+
+
+def everything_said_to(site: Site, request: bytes) -> bytes:
+    """Up to where the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", site.view.port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = b""
+        try:
+            while block := connection.recv(1 << 16):
+                answer += block
+        except ConnectionResetError:  # of a request that was not read to its end
+            pass
+        return answer
+
+
 def ends(connection: socket.socket) -> bool:
     """Whether the server closes it; the test's limit of time says that it does not."""
     connection.settimeout(20)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +73,50 @@ def test_wrong_files_are_one_clear_error(saved: Path, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="cannot read"):
         load_checkpoint(rewrite(tmp_path / "later.safetensors", saved, model={"unheard_of": 1}))
+
+
+def file_of(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    """A safetensors file, as whoever can count bytes makes it."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def contract(value: str) -> bytes:
+    return file_of({"__metadata__": {"glmd": value}})
+
+
+TRAPS = {
+    "a header of exabytes": file_of({}, length=1 << 63),
+    "a header beyond the file": file_of({}, length=90 << 20),
+    "tensors that overlap": file_of({"a": tensor([2], 0, 8), "b": tensor([2], 4, 12)}, bytes(12)),
+    "one place for two": file_of({"a": tensor([2], 0, 8), "b": tensor([2], 0, 8)}, bytes(8)),
+    "a tensor beyond the file": file_of({"a": tensor([1 << 38], 0, 1 << 40)}, bytes(8)),
+    "a shape without its numbers": file_of({"a": tensor([1 << 40], 0, 8)}, bytes(8)),
+    "a shape that overflows": file_of({"a": tensor([1 << 62, 1 << 62], 0, 8)}, bytes(8)),
+    "a negative side": file_of({"a": tensor([-2], 0, 8)}, bytes(8)),
+    "a type that is not computed with": file_of({"a": tensor([8], 0, 4, "F4")}, bytes(4)),
+    "no object": contract("[]"),
+    "a deep one": contract("[" * 100_000),
+    "many digits": contract('{"format": ' + "1" * 5000 + "}"),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_file_that_is_a_trap(trap: str, tmp_path: Path) -> None:
+    (tmp_path / "trap.safetensors").write_bytes(TRAPS[trap])
+    with pytest.raises(CheckpointError, match=r"is not a (safetensors checkpoint|checkpoint of this project)"):
+        load_checkpoint(tmp_path / "trap.safetensors")
+
+
+def test_a_network_larger_than_its_file_is_not_made(saved: Path, tmp_path: Path) -> None:
+    """Its weights would have 10^15 numbers."""
+    model = {"class_names": ["person"], "backbone": "resnet50", "resnet": {"stem_channels": 1, "res2_channels": 10**8}}
+    with pytest.raises(CheckpointError, match="is for another architecture"):
+        load_checkpoint(rewrite(tmp_path / "large.safetensors", saved, model=model))
 
 
 def test_another_architecture_is_named(saved: Path, tmp_path: Path) -> None:

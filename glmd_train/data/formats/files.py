@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
+from glmd_runtime.documents import parse_json, read_bytes
 from glmd_runtime.errors import DatasetError, UsageError
+from glmd_train.data.coco import MOST_BYTES
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
@@ -24,10 +25,11 @@ def is_small(file: Path) -> bool:
     return file.stat().st_size < 64 << 20
 
 
-def text_of(file: Path) -> str:
+def text_of(file: Path, most: int = MOST_BYTES) -> str:
+    """Raises: DatasetError for what is no text, or one of more than `most` bytes."""
     try:
-        return file.read_text(encoding="utf-8-sig")  # without the mark that Windows' editors begin with
-    except (UnicodeDecodeError, OSError) as error:
+        return read_bytes(file, most).decode("utf-8-sig")  # without the mark that Windows' editors begin with
+    except (ValueError, OSError) as error:
         raise DatasetError(f"{file} is not a text file: {error}.") from error
 
 
@@ -37,8 +39,8 @@ def lines_of(file: Path) -> list[str]:
 
 def json_of(file: Path) -> Any:
     try:
-        return json.loads(text_of(file))
-    except json.JSONDecodeError as error:
+        return parse_json(text_of(file))
+    except ValueError as error:
         raise DatasetError(f"{file} is not JSON: {error}.") from error
 
 

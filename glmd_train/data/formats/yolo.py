@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from glmd_runtime.errors import DatasetError, UsageError
 from glmd_train.data.formats.builder import Builder, Loaded
 from glmd_train.data.formats.files import files_below, files_in, lines_of, not_divided, text_of
 from glmd_train.data.formats.pictures import PictureIndex, pictures_in
+from glmd_train.documents import MOST_BYTES as YAML_BYTES
+from glmd_train.documents import parse_yaml
 
 YOLO_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names")
 YAML = (".yaml", ".yml")
@@ -159,9 +159,9 @@ def _names(file: Path) -> tuple[str, ...]:
 
 def _parsed(file: Path) -> Any:
     try:
-        return yaml.safe_load(text_of(file))
-    except yaml.YAMLError as error:
-        raise DatasetError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+        return parse_yaml(text_of(file, YAML_BYTES))
+    except ValueError as error:
+        raise DatasetError(f"{file} is not YAML: {error}") from error
 
 
 def _entry(file: Path, root: Path, entry: str) -> list[Path]:

@@ -1,0 +1,39 @@
+"""JSON that others wrote: within limits, and whatever is wrong with it is one kind of error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 64 << 20  # of a document, unless its reader knows better
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value of a text.
+
+    Raises: ValueError, for what is not JSON (NaN and Infinity are not), for a number of thousands of digits, and for
+        what is nested deeper than Python can follow.
+    """
+    try:
+        return json.loads(content, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """The value in a file. Raises: OSError; ValueError as `parse_json`, and for more than `most` bytes."""
+    return parse_json(read_bytes(path, most))
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A file's content. Raises: OSError; ValueError for more than `most` bytes, of which no more are read."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most} bytes")
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
