@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import cycle, islice
 from pathlib import Path
@@ -195,11 +195,15 @@ def _open_close(backend: str, engine: str, times: int) -> Figures:
 PARTS: list[Part] = [
     Part(
         "load.cameras",
-        f"{CAMERAS} cameras of {FPS} Hz share one engine fairly; no frame is older than {STALENESS} s when its turn comes; "
-        "memory stays flat, and frames given are those served and those dropped by cause",
+        f"{CAMERAS} cameras of {FPS} Hz share one engine fairly; the turn of no frame comes later than {STALENESS} s after "
+        "its capture; memory stays flat; each frame given is served, or counted as dropped with its cause",
         cameras,
     ),
-    Part("load.fake_frames", "memory, threads and open files stay flat over frames with tracks and numbers", fake_frames),
+    Part(
+        "load.fake_frames",
+        "memory, threads and open files stay flat over frames of two streams, with tracks and numbers",
+        fake_frames,
+    ),
     Part(
         "load.engine_frames",
         "they stay flat over frames of OpenVINO's INT8",
@@ -208,10 +212,10 @@ PARTS: list[Part] = [
     Part(
         "load.onnxruntime_frames",
         "they stay flat over frames of ONNX Runtime",
-        engine_frames("onnxruntime", "model.onnx", 30, 2_000),
+        engine_frames("onnxruntime", "model.onnx", 20, 2_000),
     ),
     Part("load.open_close", "they stay flat when detectors are opened, used and closed", open_close),
     Part("load.threads", "16 threads on one Detector get the answers of one, with and without tiles", threads),
-    Part("load.close_race", "a Detector that is closed while 16 threads run says so to each, and is closed once", close_race),
+    Part("load.close_race", "a Detector that is closed while 16 threads run tells each, and its answers hold", close_race),
     Part("load.two_processes", "two processes get the same detections, bit for bit", two_processes),
 ]
