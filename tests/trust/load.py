@@ -51,6 +51,7 @@ class Watch:
 
     def figures(self) -> Figures:
         """Raises: BrokenPromiseError when something grew since the first look."""
+        require(len(self.seen) > 1, "Too few results came to see whether anything grows")
         first, most = self.seen[0].memory, max(look.memory for look in self.seen)
         require(most <= GROWTH * first, f"Resident memory grew from {first:.1f} to {most:.1f} MiB: {self.seen}")
         for what in ("threads", "files"):
