@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.errors import GlmdError
+from glmd_runtime.errors import GlmdError, UnsupportedError
 
 if TYPE_CHECKING:
     import supervision
@@ -97,12 +97,14 @@ class Detections:
         return rows
 
     def to_supervision(self) -> supervision.Detections:
-        """The same rows as `supervision.Detections`; needs the `supervision` package.
+        """The same rows as `supervision.Detections`. Raises: UnsupportedError when supervision is not installed.
 
         `data` has "class_name", and "celsius" (N, 3) where there are temperatures; `tracker_id` is `track_ids`.
         """
-        import supervision
-
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise UnsupportedError("It needs supervision. Run: pip install '.[track]' in the SDK's folder") from error
         celsius = {} if self.temperatures is None else {"celsius": self.temperatures}
         return supervision.Detections(
             xyxy=self.xyxy, confidence=self.scores, class_id=self.class_ids, tracker_id=self.track_ids,

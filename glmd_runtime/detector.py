@@ -96,7 +96,7 @@ class Detector:
         )
         if self._calibrator and self._enrolment:
             self._calibrator = self._calibrator.and_classes(self._enrolment.spec.class_names)
-        self._users = _Users()
+        self._users, self._closing = _Users(), Lock()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -374,7 +374,8 @@ class Detector:
 
     def close(self) -> None:
         """Give back the backend, unless another detector shares it; calling it again does nothing."""
-        backend, self._backend = self._backend, None
+        with self._closing:  # of two who close at once, one
+            backend, self._backend = self._backend, None
         if backend is not None:
             self._leave(backend)
 

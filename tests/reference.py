@@ -105,7 +105,8 @@ def winograd_kernel(kernel: np.ndarray) -> np.ndarray:
 
 def calibrate_one(score: float, logits: np.ndarray, prototype: np.ndarray, spec: object) -> float:
     """PCB of one detection, as the paper has it."""
-    if not (spec.lower < score <= spec.upper and prototype.any()):
+    lower, upper = np.float32((spec.lower, spec.upper))  # as a number, numpy 1 would compare in double
+    if not (lower < score <= upper and prototype.any()):
         return score
     cosine = float(logits @ prototype) / (np.sqrt(logits @ logits) * np.sqrt(prototype @ prototype))
     return spec.alpha * score + (1 - spec.alpha) * cosine

@@ -69,10 +69,16 @@ def run_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _only_errors_of_opencv() -> None:
+    """It warns of every tag that it does not know."""
+    say = cv2.utils.logging.setLogLevel if hasattr(cv2.utils, "logging") else cv2.setLogLevel  # OpenCV 5, and 4
+    say(2)  # errors, in both
+
+
 def run(args: argparse.Namespace) -> None:
     """The command: until the sources end; the page, where there is one, stays until the user leaves."""
     _check_outputs(args)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of every tag that it does not know
+    _only_errors_of_opencv()
     view_at, metrics_at = (parse_address(text) if text else None for text in (args.view, args.metrics))
     camera, tracker = _camera(args), _tracker(args.track)
     listeners: list[Callable[[Result], object]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -35,6 +36,18 @@ def frame(index: int, **values: Any) -> Frame:
 
 def clip(name: str, frames: int) -> Source:
     return Source(name, 25.0, frames, (frame(index) for index in range(frames)))
+
+
+def long_clip(name: str, frames: int) -> Source:
+    """Pictures that are made as they are asked for: what grows is not the source."""
+    shown = [frame(index) for index in range(100)]
+
+    def stream() -> Iterator[Frame]:
+        for index in range(frames):
+            one = shown[index % len(shown)]
+            yield replace(one, image=one.image.copy(), index=index, time=index / 25)
+
+    return Source(name, 25.0, frames, stream())
 
 
 class Camera(Source):

@@ -70,6 +70,16 @@ def test_run_writes_everything_that_was_asked_for(tiny_bundle: Path, tmp_path: P
     assert sorted(outputs[0].parent.iterdir()) == sorted(outputs)
 
 
+def test_the_levels_of_opencvs_log_in_4_and_5(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels: list[int] = []
+    monkeypatch.delattr(cv2.utils, "logging", raising=False)
+    monkeypatch.setattr(cv2, "setLogLevel", levels.append, raising=False)
+    options = ("--engine", tiny_bundle, "--source", CLIP, "--json", tmp_path / "found.jsonl")
+    assert call_here("run", *options, monkeypatch=monkeypatch, capsys=capsys)[0] == 0 and levels == [2]
+
+
 def test_frames_without_detections_are_lines_too(tiny_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "found.jsonl"
     call("run", "--engine", tiny_bundle, "--source", CLIP, "--json", path, "--score", 1, "--threads", 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import GlmdError
+from glmd_runtime.errors import GlmdError, UnsupportedError
 
 NAMES = ("person", "car")
 EMPTY = Detections.empty(NAMES)
@@ -19,7 +20,6 @@ TWO = Detections(np.array([[0, 0, 4, 4], [1, 2, 3, 5]]), np.array([0.9, 0.4]), n
 def test_empty_is_an_ordinary_value() -> None:
     assert len(EMPTY) == 0 and EMPTY.names == [] and EMPTY.to_dict() == []
     assert EMPTY.xyxy.shape == (0, 4) and EMPTY[EMPTY.scores > 0.5].class_names == NAMES
-    assert len(EMPTY.to_supervision()) == 0
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,23 @@ def test_temperatures_and_tracks_follow_their_rows() -> None:
     rows = json.loads(json.dumps(MEASURED.to_dict()))
     assert [row["track_id"] for row in rows] == [7, None]
     assert rows[1]["celsius"] == {"min": 4.0, "mean": 5.0, "max": 6.13}
-    found = MEASURED.to_supervision()
-    assert found.tracker_id.tolist() == [7, -1] and found.data["celsius"].shape == (2, 3)
-    assert TWO.to_supervision().tracker_id is None and "celsius" not in TWO.to_dict()[0]
+    assert "celsius" not in TWO.to_dict()[0]
 
 
 def test_to_supervision() -> None:
-    found = TWO.to_supervision()
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    assert len(EMPTY.to_supervision()) == 0
+    measured, found = MEASURED.to_supervision(), TWO.to_supervision()
+    assert measured.tracker_id.tolist() == [7, -1] and measured.data["celsius"].shape == (2, 3)
+    assert found.tracker_id is None
     np.testing.assert_array_equal(found.xyxy, TWO.xyxy)
     assert list(found.data["class_name"]) == TWO.names
+
+
+def test_to_supervision_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(UnsupportedError, match=r"pip install '\.\[track\]'"):
+        TWO.to_supervision()
 
 
 @pytest.mark.parametrize(

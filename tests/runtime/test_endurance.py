@@ -6,21 +6,14 @@ fill or to give back, and threads of theirs that allocate.
 
 from __future__ import annotations
 
-import ctypes
-import gc
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from benchmarks.soak import resident
 from glmd_runtime import Detector, backends
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.backends.fake import FakeBackend
@@ -28,12 +21,12 @@ from glmd_runtime.listen import Address
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.streams import FrameTracker, Result
-from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.source import Source
 from glmd_runtime.view import View
 from tests import tiny
 from tests.conftest import skip_unless
-from tests.runtime.streams import ROWS, detector, frame
+from tests.resources import apart, used
+from tests.runtime.streams import ROWS, detector, long_clip
 
 STREAMS = 2
 WARM = 0.4  # of a run; until then windows of seconds and the allocator fill
@@ -57,25 +50,8 @@ def opened(bundle: Path, backend: str) -> Detector:
     return detector(bundle) if backend == "fake" else Detector(bundle, backend=backend, threads=1)
 
 
-def long_clip(name: str, frames: int) -> Source:
-    """Pictures that are made as they are asked for: what grows is not the source."""
-    shown = [frame(index) for index in range(100)]
-
-    def stream() -> Iterator[Frame]:
-        for index in range(frames):
-            one = shown[index % len(shown)]
-            yield replace(one, image=one.image.copy(), index=index, time=index / 25)
-
-    return Source(name, 25.0, frames, stream())
-
-
 def growth(bundle: Path, backend: str, frames: int, tracks: bool) -> float:
-    """MiB that a process of its own grew by between WARM and LATE of a run with a page and numbers."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_growth, bundle, backend, frames, tracks).result()
-
-
-def _growth(bundle: Path, backend: str, frames: int, tracks: bool) -> float:
+    """MiB that this process grew by between WARM and LATE of a run with a page and numbers."""
     memory: dict[int, float] = {}
     done = 0
 
@@ -106,14 +82,6 @@ def _growth(bundle: Path, backend: str, frames: int, tracks: bool) -> float:
     return after - before
 
 
-def used() -> float:
-    """MiB in use: what is garbage, or free and not yet given back to the system, does not count."""
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
-        trim(0)
-    return resident()
-
-
 @pytest.fixture(autouse=True)
 def _installed() -> None:
     skip_unless(Path("/proc/self/statm").exists(), "proc", "resident memory is read as Linux says it")
@@ -121,15 +89,15 @@ def _installed() -> None:
 
 
 def test_memory_of_fifty_thousand_frames(tiny_bundle: Path) -> None:
-    assert growth(tiny_bundle, "fake", 50_000, tracks=False) < GROWTH
+    assert apart(growth, tiny_bundle, "fake", 50_000, tracks=False) < GROWTH
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_memory_of_two_thousand_frames_of_a_real_engine(backend: str, tiny_bundle: Path) -> None:
     skip_unless(backend in backends.available(), backend, f"{backend} is not installed")
     skip_unless(find_spec("trackers") is not None, "trackers", "the package trackers is not installed")
-    assert growth(tiny_bundle, backend, 2_000, tracks=True) < GROWTH
+    assert apart(growth, tiny_bundle, backend, 2_000, tracks=True) < GROWTH
 
 
 def test_a_leak_would_be_seen(tiny_bundle: Path) -> None:
-    assert growth(tiny_bundle, "leaking", 2_000, tracks=False) > 10 * GROWTH
+    assert apart(growth, tiny_bundle, "leaking", 2_000, tracks=False) > 10 * GROWTH

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from threading import Barrier, Event, Lock, Thread
+from threading import Barrier, BrokenBarrierError, Event, Lock, Thread, current_thread
 from time import monotonic
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from glmd_runtime import Detector, backends
-from glmd_runtime.backends.base import Tensors
+from glmd_runtime.backends.base import Backend, Tensors
 from glmd_runtime.backends.fake import FakeBackend
 from glmd_runtime.errors import FrameError, GlmdError, SourceError
 from glmd_runtime.overlap import overlapped
@@ -222,6 +224,36 @@ def test_what_a_closed_detector_is_at_is_done_first(tiny_bundle: Path) -> None:
     assert next(stream)[0].index == 1 and engine.closed.is_set()
     with pytest.raises(GlmdError, match="closed"):
         next(stream)
+
+
+def test_two_who_close_at_once_count_as_one(tiny_bundle: Path) -> None:
+    go_on, both = Event(), Barrier(2)
+
+    class Hesitant(Detector):
+        """Looks at its backend, and waits a moment for the other who closes to have looked too."""
+
+        @property
+        def _backend(self) -> Backend | None:
+            seen: Backend | None = self.__dict__["_backend"]
+            if current_thread().name.startswith("closing"):
+                with suppress(BrokenBarrierError):
+                    both.wait(0.5)
+            return seen
+
+        @_backend.setter
+        def _backend(self, value: Backend | None) -> None:
+            self.__dict__["_backend"] = value
+
+    engine = Engine(lambda number: go_on.wait(SOON))
+    one = Hesitant(tiny_bundle, backend=engine)
+    with ThreadPoolExecutor(1, "running") as running, ThreadPoolExecutor(2, "closing") as closing:
+        found = running.submit(one.run, frame(0).image)
+        assert engine.began[0].wait(SOON)
+        for done in [closing.submit(one.close) for _ in range(2)]:
+            done.result()
+        assert not engine.closed.is_set()
+        go_on.set()
+        assert len(found.result()) == len(ROWS) and engine.closed.is_set()
 
 
 class Two(Engine):

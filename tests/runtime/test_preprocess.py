@@ -114,6 +114,12 @@ def test_shrinking_keeps_a_hot_pixel() -> None:
     assert image.max() > image.min()
 
 
+@pytest.fixture
+def pillow() -> None:
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+
+
+@pytest.mark.usefixtures("pillow")
 @pytest.mark.parametrize("i", range(3))
 def test_published_pixels(i: int) -> None:
     arrays = golden("h_resize")
@@ -128,6 +134,7 @@ def test_published_sizes() -> None:
         assert published_size((h, w), 800, 1333) == (new_h, new_w)
 
 
+@pytest.mark.usefixtures("pillow")
 def test_published_resize_has_no_padding() -> None:
     spec = PreprocessSpec((20, 40), (0.0,), (1.0,), resize="published")
     image, geometry = preprocess(np.full((10, 15), 7, np.uint8), spec)

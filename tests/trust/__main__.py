@@ -21,7 +21,8 @@ from benchmarks.common import RESULTS, conditions, write
 from tests.trust.parts import Form, Part
 from tests.trust.report import write_report
 
-AREAS: tuple[str, ...] = ("construction",)  # modules of tests.trust, each with its PARTS
+# Modules of tests.trust, each with its PARTS.
+AREAS: tuple[str, ...] = ("construction", "load", "compatibility")
 
 
 def main() -> int:
