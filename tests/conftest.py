@@ -7,6 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("glmd", deadline=None)  # a busy machine is no defect
+settings.load_profile("glmd")
 
 GOLDEN = Path(__file__).parent / "golden"
 DATA = Path(os.environ.get("GLMD_DATA", "../shared/data"))
