@@ -64,7 +64,7 @@ def present_classes(labels: list[Tensor], counts: list[int], classes: int, slice
     for row, ids in zip(table, labels, strict=False):
         row[ids] = True
     if slice_rows is None:
-        return table[torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)]
+        return table[torch.repeat_interleave(torch.tensor(counts)).to(device)]
     picture = torch.arange(sum(counts), device=device) // slice_rows  # (S,)
     return table[torch.where(picture < sum(counts) // slice_rows, picture, len(labels))]
 

@@ -90,7 +90,7 @@ RAW = arrays(np.int64, (PROPOSALS, K, 4), elements=GRID)
 SCORES = arrays(np.int64, (PROPOSALS, K), elements=st.integers(0, 10 * PROPOSALS))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(corners=RAW, scores=SCORES, valid=arrays(np.bool_, PROPOSALS), most=st.integers(1, 50))
 def test_end_to_end_is_the_devices_post_processing(
     corners: np.ndarray, scores: np.ndarray, valid: np.ndarray, most: int

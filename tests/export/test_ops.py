@@ -117,7 +117,7 @@ SCORES = st.lists(st.integers(-4, 4).map(lambda n: n * 0.5), min_size=N, max_siz
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=IMAGE, second=IMAGE, scores=st.tuples(SCORES, SCORES))
 def test_selection_is_the_oracles(
     selects: Runs, runner: Runner, first: list, second: list, scores: tuple[list, list]
@@ -250,7 +250,7 @@ def check_alignment(run: Run, maps: np.ndarray, boxes: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(boxes=st.lists(ROI, min_size=B * ROIS, max_size=B * ROIS), seed=st.integers(0, 99))
 def test_alignment_is_torchvisions(aligns: Runs, runner: Runner, boxes: list, seed: int) -> None:
     array = np.array(boxes, np.float32).reshape(B, ROIS, 4)

@@ -61,7 +61,7 @@ def all_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(savings, "LEAST_CHANNELS", 8)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 11), st.integers(1, 11), st.integers(0, 2**31))
 def test_winograd_is_the_convolution(batch: int, height: int, width: int, seed: int) -> None:
     torch.manual_seed(seed)

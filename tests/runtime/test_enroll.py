@@ -342,7 +342,7 @@ SCORES = arrays(np.int64, (COUNT, K + 2), elements=st.integers(0, 10))
 CORNERS = arrays(np.int64, (COUNT, 2), elements=st.integers(0, 12))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(percent=SCORES, corners=CORNERS, valid=arrays(np.bool_, COUNT))
 def test_claims_are_the_oracles(percent: np.ndarray, corners: np.ndarray, valid: np.ndarray) -> None:
     scores = (percent / 10).astype(np.float32)
@@ -366,7 +366,7 @@ def test_the_box_of_a_region_is_that_of_its_likeliest_class() -> None:
     np.testing.assert_array_equal(likely_boxes(raw), [boxes[0, 1], boxes[1, 0]])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(whole=arrays(np.int64, len(GRID), elements=st.integers(-20, 20)), places=st.sets(st.sampled_from(PLACES)))
 def test_the_cut_has_the_best_f1(whole: np.ndarray, places: set[tuple[int, int]]) -> None:
     wanted = np.concatenate([np.empty((0, 4), np.float32), *map(box, sorted(places))])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmd_runtime.detections import Detections
-from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.errors import UsageError
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry
 from tests import reference
 
@@ -63,6 +65,10 @@ def test_a_box_beyond_the_frame_is_no_detection() -> None:
     assert len(detect([((60.0, 0.0, 80.0, 20.0), 0, 0.9)], Geometry((100, 50), (100, 50)))) == 0
 
 
+def test_a_box_of_less_than_a_pixel_is_a_detection() -> None:
+    assert len(detect([((10.0, 10.0, 10.5, 10.5), 0, 0.9)])) == 1
+
+
 @settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 20))
 def test_is_the_oracles(seed: int, proposals: int) -> None:
@@ -80,3 +86,43 @@ def test_is_the_oracles(seed: int, proposals: int) -> None:
 
 def test_spec_survives_json() -> None:
     assert PostprocessSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
+
+
+def test_outputs_of_a_batch_are_those_of_each_image() -> None:
+    rng = np.random.default_rng(0)
+    boxes, scores, features = (rng.random((3, 5, *tail)).astype(np.float32) for tail in ((2, 4), (2,), (7,)))
+    valid = np.float32([[1, 0, 1, 1, 0]] * 3)  # as graphs give it
+    images = split_outputs({"features": features, "valid": valid, "scores": scores, "boxes": boxes, "logits": scores})
+    assert len(images) == 3
+    for i, one in enumerate(images):
+        np.testing.assert_array_equal(one.boxes, boxes[i])
+        np.testing.assert_array_equal(one.scores, scores[i])
+        np.testing.assert_array_equal(one.features, features[i])
+        assert one.valid.dtype == bool and one.valid.tolist() == [True, False, True, True, False]
+
+
+@pytest.mark.parametrize("without", [{}, {"features": None}])
+def test_outputs_without_features(without: dict[str, None]) -> None:
+    outputs = {"boxes": np.zeros((2, 5, 2, 4)), "scores": np.zeros((2, 5, 2)), "valid": np.ones((2, 5))}
+    assert [one.features for one in split_outputs({**outputs, **without})] == [None, None]
+
+
+def test_outputs_of_different_batches_are_refused() -> None:
+    outputs = {"boxes": np.zeros((2, 5, 2, 4)), "scores": np.zeros((1, 5, 2)), "valid": np.ones((2, 5))}
+    with pytest.raises(ValueError, match="shorter"):
+        split_outputs(outputs)
+
+
+@pytest.mark.parametrize("score", [0, 0.25, 1])
+def test_one_threshold_for_all_classes(score: float) -> None:
+    assert SPEC.with_threshold(score) == PostprocessSpec((score, score), nms_iou=0.5, max_detections=3)
+
+
+def test_no_threshold_keeps_those_of_the_model() -> None:
+    assert SPEC.with_threshold(None) is SPEC
+
+
+@pytest.mark.parametrize("score", [-0.01, 1.01, float("nan")])
+def test_a_threshold_that_no_score_can_have(score: float) -> None:
+    with pytest.raises(UsageError, match=rf"^score_threshold must be in 0\.\.1; got {score}\.$"):
+        SPEC.with_threshold(score)

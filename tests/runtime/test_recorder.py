@@ -67,7 +67,7 @@ def clips(draw: Any) -> list[Frame]:
 
 
 @given(clips())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_byte_for_byte(frames: list[Frame]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mkv"

@@ -86,7 +86,7 @@ def test_an_empty_scene_has_an_empty_truth(scene: str) -> None:
 
 
 @given(seed=st.integers(0, 2**32), scene=st.sampled_from(list(SCENE_SIZES)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_seed_gives_a_picture_and_boxes_inside_it(seed: int, scene: str) -> None:
     frame = snapshot(scene, seed, SMALL)
     assert frame.image.shape == SMALL

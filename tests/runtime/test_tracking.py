@@ -75,7 +75,7 @@ ROWS = st.lists(
 
 
 @KIND
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(clip=st.lists(ROWS, max_size=8), vote=st.booleans())
 def test_no_detection_is_lost_moved_or_changed(
     kind: str, clip: list[list[tuple[float, float, int, float]]], vote: bool
@@ -196,7 +196,7 @@ def test_classes_may_come_and_go_while_a_track_goes_on() -> None:
     assert classes[10] == "uav" and classes[89] == "owl" and set(classes[90:]) == {"uav"}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(1, 100), st.integers(0, 90)), max_size=25)
 )

@@ -85,7 +85,7 @@ def test_nothing_against_nothing() -> None:
 
 
 seeds = st.integers(0, 2**32 - 1)
-verdicts = settings(max_examples=30, deadline=None)
+verdicts = settings(max_examples=30)
 
 
 @verdicts

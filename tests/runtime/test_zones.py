@@ -68,7 +68,7 @@ def test_a_line_needs_track_ids() -> None:
         Line((0, 0), (9, 9)).update(at([(1, 1)], [0]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     corner=st.tuples(st.integers(0, 60), st.integers(0, 60)), size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     points=st.lists(st.tuples(st.integers(2, 110), st.integers(2, 110)), max_size=8),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from glmd_train.model.anchors import AnchorGenerator, clip_boxes, decode, encode
@@ -18,7 +18,6 @@ size = st.floats(1, 200, width=32)
 box = st.tuples(coordinate, coordinate, size, size).map(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])
 
 
-@settings(deadline=None)
 @given(boxes=st.lists(box, min_size=1, max_size=8), data=st.data())
 def test_decode_inverts_encode(boxes: list[list[float]], data: st.DataObject) -> None:
     anchors = torch.tensor(data.draw(st.lists(box, min_size=len(boxes), max_size=len(boxes))))
@@ -85,7 +84,6 @@ def test_match_without_objects_is_background() -> None:
     assert index.tolist() == [0] and kinds.tolist() == [0]
 
 
-@settings(deadline=None)
 @given(kinds=st.lists(st.sampled_from([-1, 0, 1]), max_size=60), number=st.integers(1, 40))
 def test_sample_respects_number_fraction_and_kind(kinds: list[int], number: int) -> None:
     kind = torch.tensor(kinds, dtype=torch.int64)

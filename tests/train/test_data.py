@@ -194,7 +194,7 @@ def square_record(x: int, y: int, side: int, hw: tuple[int, int]) -> tuple[Recor
     return Record(1, Path("x.png"), hw, box, np.zeros(1, np.int64), np.zeros((0, 4), np.float32)), frame
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     x=st.integers(0, 60), y=st.integers(0, 44), side=st.integers(10, 20), seed=st.integers(0, 10_000),
     crop=st.sampled_from([None, (48, 48), (64, 56)]),

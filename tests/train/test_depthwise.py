@@ -21,7 +21,7 @@ from glmd_train.model.depthwise import (
 SIDES = st.integers(1, 6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 3), SIDES, SIDES, st.sampled_from((1, 3, 5, 7)), st.sampled_from((1, 2, 3)), st.integers(0, 99))
 def test_the_gradient_of_the_kernel_is_the_library_s(n: int, h: int, w: int, edge: int, stride: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -42,7 +42,7 @@ def test_more_maps_than_are_taken_at_a_time() -> None:
     torch.testing.assert_close(kernel_gradient(maps, grad, 5, 1), torch.autograd.grad(out, kernel, grad)[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 3), SIDES, SIDES, st.sampled_from((1, 3, 5, 7)), st.sampled_from((1, 2, 3)), st.integers(0, 99))
 def test_the_gradient_of_the_maps_is_the_library_s(n: int, h: int, w: int, edge: int, stride: int, seed: int) -> None:
     torch.manual_seed(seed)

@@ -111,7 +111,7 @@ def test_the_paper_s_draw_ends_in_one_clear_error(tmp_path: Path, counts: list[i
     assert not (tmp_path / "out").exists()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(counts=st.lists(st.integers(0, 4), max_size=14), seed=st.integers(0, 99))
 def test_the_paper_s_draw_gives_exact_nested_shots_or_an_error(counts: list[int], seed: int) -> None:
     try:
@@ -167,7 +167,7 @@ def test_strict_shots_are_nested_and_seeds_differ(ifsod: Path, strict: Path, tmp
     assert alone["classes"]["dog"]["2"] == splits[1]["classes"]["dog"]["2"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     a=st.lists(st.integers(0, 3), min_size=1, max_size=8), b=st.lists(st.integers(0, 3), max_size=8),
     k=st.integers(1, 4),

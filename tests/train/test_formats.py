@@ -116,7 +116,7 @@ def test_yolo_with_a_list_of_classes_and_labels_beside_the_pictures(tmp_path: Pa
     assert annotation["bbox"] == [10, 4, 20, 20] and annotation["category_id"] == 2
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     corners=st.lists(st.tuples(st.floats(0, 80), st.floats(0, 40)), min_size=3, max_size=9),
     class_id=st.integers(0, 1),

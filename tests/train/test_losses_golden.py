@@ -17,6 +17,7 @@ from glmd_train.model.losses import (
     confusing_class,
     objectness_loss,
     present_classes,
+    shared_count,
     suspected_objects,
     without_confusing_class,
 )
@@ -116,6 +117,31 @@ def test_the_losses_of_the_rpn(rpn: dict[str, np.ndarray], kind: str) -> None:
 def test_what_leaves_the_rpn_s_loss(rpn: dict[str, np.ndarray]) -> None:
     removed = suspected_objects(torch.from_numpy(rpn["logits"]), torch.from_numpy(rpn["labels"]))
     np.testing.assert_array_equal(removed, rpn["CA/removed"])
+
+
+def test_the_confusion_aware_loss_is_asked_for() -> None:
+    logits, kinds = torch.tensor([3.0, -3.0, 2.0]), torch.tensor([0, 0, 1])
+    usual, aware = (objectness_loss(logits, kinds, 2, confusion_aware=aware) for aware in (False, True))
+    assert objectness_loss(logits, kinds, 2) == usual > aware > 0
+
+
+def test_an_even_chance_is_no_suspicion() -> None:
+    assert suspected_objects(torch.tensor([0.0, 1e-3, 1e-3]), torch.tensor([0, 0, 1])).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("counted", "expected"), [(0, 1), (1, 1), (2, 2), (7, 7)])
+def test_a_process_alone_divides_by_its_own_count(counted: int, expected: int) -> None:
+    assert shared_count(counted, torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("counted", "elsewhere", "mean"), [(0, 0, 1.0), (0, 1, 1.0), (2, 1, 1.5), (2, 5, 3.5)])
+def test_processes_divide_by_the_mean_of_their_counts(
+    counted: int, elsewhere: int, mean: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(elsewhere))
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert shared_count(counted, torch.device("cpu")) == mean
 
 
 @pytest.mark.parametrize("name", sorted({key.partition("/")[0] for key in SCHEDULE}))

@@ -29,7 +29,7 @@ def model() -> GLMDNet:
     return build_model(ModelConfig(**SMALL)).eval()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(batch=st.integers(2, 4), height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 1000))
 def test_neck_images_of_a_batch_are_independent(batch: int, height: int, width: int, seed: int) -> None:
     torch.manual_seed(seed)
