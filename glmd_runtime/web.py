@@ -147,6 +147,7 @@ class WebHandler(BaseHTTPRequestHandler):
     """One connection; subclasses answer `get` and `post`, with `send` or by raising RefusedError."""
 
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # of what is no request: an answer without headers could be taken for a page
     server_version, sys_version = "glmd", ""
     timeout = VANISHED
     server: WebServer

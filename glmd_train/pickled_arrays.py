@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from glmd_runtime.errors import CheckpointError
 
 MAX_BYTES = 2 << 30  # ResNet-101 has 0.2 GB; a file is read into memory at once
 _NUMBERS = frozenset({"f2", "f4", "f8", *(f"{kind}{size}" for kind in "iu" for size in "1248")})
+_NO_TUPLE = re.compile("GLOBAL|REDUCE|BUILD|OBJ|INST|STRING|UNICODE|BYTE|DICT|LIST|INT|LONG|FLOAT|TRUE|FALSE")
+_MOST_TAKEN_AGAIN = 12
 _DAMAGED = "is not a pickle of arrays, or is damaged"
 
 
@@ -57,11 +60,22 @@ def read_pickle(path: Path) -> dict[str, Any]:
 def _check_program(content: bytes) -> None:
     """Every length must be there before anything of that length is made, and no place in the memo far beyond the last.
 
-    Python's own unpickler would make room for whatever a few bytes ask for.
+    Python's own unpickler would make room for whatever a few bytes ask for. A tuple of twice the tuple before, sixty
+    levels deep, would be hashed for ever: so what may be a tuple is taken again a few times only.
     """
+    made: dict[int, str] = {}  # place in the memo -> the operation that made what is there
+    before, taken_again = "", 0
     for operation, argument, position in pickletools.genops(content):  # raises for lengths beyond the file's end
-        if operation.name.endswith("PUT") and argument > position:
+        name = operation.name
+        if name.endswith("PUT") and argument > position:
             raise ValueError(f"memo place {argument}")
+        if name == "MEMOIZE" or name.endswith("PUT"):
+            made[len(made) if argument is None else argument] = before
+            continue
+        taken_again += name == "DUP" or (name.endswith("GET") and not _NO_TUPLE.search(made.get(argument, "")))
+        if taken_again > _MOST_TAKEN_AGAIN:
+            raise ValueError("tuples of tuples")
+        before = name
 
 
 class _Array:

@@ -304,13 +304,13 @@ def test_a_browser_that_reads_nothing_holds_nobody_up(site: Site) -> None:
         (b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501"),
         (b"POST /api/threshold HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 9\r\n\r\n", b"400"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"Bad Request"),  # TLS
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"400"),  # TLS
     ],
 )
 def test_a_request_that_is_none(request_: bytes, status: bytes, site: Site) -> None:
     answer = everything_said_to(site, request_)
     assert status in answer.partition(b"\r\n")[0] and b"Traceback" not in answer
-    if answer.startswith(b"HTTP/"):
+    if answer:
         assert b"Content-Security-Policy: default-src 'none'" in answer and b"X-Content-Type-Options" in answer
 
 

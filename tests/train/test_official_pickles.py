@@ -126,9 +126,17 @@ def test_these_pickles_are_a_real_danger(name: str, tmp_path: Path) -> None:
     assert target.exists()
 
 
+def twice_over(levels: int, again: Callable[[int], bytes]) -> bytes:
+    """A key that is a tuple of twice the tuple before, which takes a few hundred bytes and all the time there is."""
+    return b"\x80\x02})q\0" + b"".join(again(i) + b"\x86q" + bytes([i + 1]) for i in range(levels)) + b"K\1s."
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
+        (twice_over(60, lambda i: b"h" + bytes([i])), "damaged"),
+        (twice_over(60, lambda i: b"2"), "damaged"),
+        (twice_over(60, lambda i: b"N0h" + bytes([i])), "damaged"),
         (b"", "damaged"),
         (b"no pickle", "damaged"),
         (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b".", "damaged"),  # room for a terabyte

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import random
+import socket
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,12 +26,15 @@ from glmd_runtime.bundle import MANIFEST, SEAL, Bundle, write_bundle
 from glmd_runtime.calibration import CalibrationSpec, prototypes_to_bytes
 from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, CheckpointError
+from glmd_runtime.metrics import Metrics
 from glmd_runtime.verify_calibration import PcbReference
 from glmd_train.run_folder import RunFolder
 from glmd_train.state_dict import read_state_dict
 from tests import tiny
-from tests.trust.audit import PROGRAMS, audited
+from tests.runtime.test_view import HERE, TOKEN, Site
+from tests.trust.audit import FILES, PROGRAMS, audited
 from tests.trust.hostile_pickles import CALLING, CALLS, CONTAINERS, drawn, known_attacks, payload
+from tests.trust.hostile_requests import HOST, PATIENCE, REFUSALS, answers, is_known, request
 from tests.trust.parts import Figures, Form, Part, require
 
 # Whatever makes something of a bundle's bytes, as the modules that call it know it.
@@ -203,7 +207,56 @@ def refused(read: Callable[[], object], kind: str) -> None:
         require(False, f"{kind}: expected CheckpointError, got weights")
 
 
+def hostile_requests(form: Form) -> Figures:
+    """To the page, the page with a token, and the numbers, between connections that are left half open."""
+    rng, wanted = random.Random(0), {"short": 900, "long": 30_000}[form]
+    done: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        sites = [Site(tiny.bundle(Path(scratch) / "t.glmd").path), Site(Path(scratch) / "t.glmd", token=TOKEN)]
+        for site in sites:
+            stack.callback(site.close)
+            site.show()
+        metrics = stack.enter_context(Metrics(sites[0].pipeline.streams, HERE))
+        ports = {site.view.port: site.view._server.pages for site in sites} | {metrics.port: {}}
+        alive(sites, metrics)  # so that what is imported for answering is
+        with audited(FILES, thread="Thread-") as opened:
+            held: deque[socket.socket] = deque(maxlen=40)
+            for _ in range(wanted):
+                port = rng.choice(list(ports))
+                asked, content = request(rng, port)
+                if rng.random() < 0.1:
+                    held.append(socket.create_connection((HOST, port), timeout=PATIENCE))
+                    held[-1].sendall(content[: rng.randrange(60)])
+                for status, body in answers(port, content):
+                    judge(asked, status, body, ports[port], port == sites[1].view.port)
+                    done[str(status or "without a head")] += 1
+            alive(sites, metrics)
+        require(not opened, f"no request may reach a file; got {dict(opened)}")
+        require(sites[0].detector.score_threshold is None, "no request may set the threshold")
+    return {"requests": wanted, **{f"answers {status}": done[status] for status in sorted(done)}, "files opened": 0}
+
+
+def judge(asked: str, status: int, body: bytes, pages: Mapping[str, bytes], wants_token: bool) -> None:
+    """Require a page that everybody knows, or a refusal."""
+    said = f"{asked[:80]!r}: got {status} and {body[:80]!r}"
+    require(b"Traceback" not in body and b"root:" not in body and b"def " not in body, said)
+    refused = status in (0, *REFUSALS) and len(body) < 200
+    require(refused or (status in (0, 200) and is_known(body, pages) and not wants_token), said)
+
+
+def alive(sites: list[Site], metrics: Metrics) -> None:
+    """Require that sound requests are answered."""
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    for site, own in zip(sites, ({}, token), strict=True):
+        for path in ("/", "/api/state", "/api/streams/0/picture", "/api/streams/0/snapshot.png"):
+            status = site.ask(path, own)[0].status
+            require(status == 200, f"{path} must be answered; got {status}")
+    [(status, _)] = answers(metrics.port, f"GET /metrics HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode())
+    require(status == 200, f"the numbers must be answered; got {status}")
+
+
 PARTS: list[Part] = [
     Part("construction.flipped_bytes", "an altered bundle is refused before anything of it is loaded", flipped_bytes),
     Part("construction.malicious_pickles", "a checkpoint that is a program runs nothing", malicious_pickles),
+    Part("construction.hostile_requests", "of page and numbers only what is known is answered", hostile_requests),
 ]
