@@ -52,7 +52,7 @@ from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.tuned import TunedSpec
 
 SCHEMA_VERSION = 2
-NEEDS = "0.2.0"  # the first version of glmdnet-sdk that reads this schema, for older ones to name
+NEEDS = "0.1.0"  # the first version of glmdnet-sdk that reads this schema, for older ones to name
 MANIFEST, SEAL, REFERENCE, VERIFY = "manifest.json", "manifest.sha256", "reference.npz", "verify.json"
 PCB_MODEL, PROTOTYPES, PCB_REFERENCE = "pcb.onnx", "prototypes.safetensors", "pcb_reference.npz"
 ENROLLED = "enrolled.safetensors"

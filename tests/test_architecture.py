@@ -49,6 +49,40 @@ def _packages_of(files: set[str]) -> set[str]:
     return {f"{parent}/__init__.py" for file in files for parent in Path(file).parents}
 
 
+# What executes or believes what it is given -> the files that may call it, and how that is safe there.
+DANGEROUS = {
+    "os.system": (), "os.popen": (), "eval": (), "exec": (), "compile": (), "__import__": (), "tempfile.mktemp": (),
+    "pickle.load": (), "pickle.loads": (), "marshal.load": (), "marshal.loads": (), "shelve.open": (),
+    "yaml.unsafe_load": (), "yaml.full_load": (), "yaml.safe_load": (), "yaml.load_all": (), "yaml.safe_load_all": (),
+    "torch.jit.load": (), "torch.hub.load": (), "np.fromfile": (),
+    "np.load": (),  # glmd_runtime/arrays.py reads .npz files
+    "json.load": (), "json.loads": ("glmd_runtime/documents.py", "glmd_runtime/plan_builder.py"),  # our own argument
+    "pickle.Unpickler": ("glmd_train/pickled_arrays.py",),  # with a find_class of its own
+    "yaml.load": ("glmd_train/documents.py",),  # with a SafeLoader of its own
+    "torch.load": ("glmd_train/torch_file.py", "glmd_train/model/backbone.py"),
+    "xml.etree.ElementTree.parse": (), "ElementTree.parse": (), "ElementTree.fromstring": (),
+}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_nothing_is_executed_that_was_read(path: str) -> None:
+    tree = ast.parse((ROOT / path).read_text())
+    for node in ast.walk(tree):
+        names = [ast.unparse(node.func)] if isinstance(node, ast.Call) else []
+        if isinstance(node, ast.ImportFrom):  # else a short name would hide what is called
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        if isinstance(node, ast.ClassDef):
+            names = [ast.unparse(base) for base in node.bases]
+        for name in names:
+            assert path in DANGEROUS.get(name, (path,)), f"{path}:{node.lineno} calls {name}"
+        if isinstance(node, ast.Call):
+            named = {one.arg: ast.unparse(one.value) for one in node.keywords}
+            assert named.get("shell", "False") == "False", f"{path}:{node.lineno} starts a shell"
+            assert named.get("allow_pickle", "False") == "False", f"{path}:{node.lineno} unpickles"
+            if names == ["torch.load"]:
+                assert named.get("weights_only") == "True", f"{path}:{node.lineno} unpickles"
+
+
 def test_the_runtime_never_names_torch() -> None:
     for path in FILES:
         if path.startswith("glmd_runtime"):

@@ -101,7 +101,7 @@ def test_a_file_too_many(own_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=3), r"schema_version 1 to 2; got 3\..*Install glmdnet-sdk 0\.2\.0 or newer"),
+        (lambda m: m.update(schema_version=3, needs="0.7.1"), r"1 to 2; got 3\..*Install glmdnet-sdk 0\.7\.1 or newer"),
         (lambda m: m.update(schema_version=3, needs="7\033[2J"), "Install the version of glmdnet-sdk that wrote the"),
         (lambda m: m.update(schema_version=True), "schema_version 1 to 2; got True"),
         (lambda m: m.update(schema_version=0), "schema_version 1 to 2; got 0"),
