@@ -69,7 +69,7 @@ def runtime_tests(combination: Combination, form: Form) -> Figures:
     interpreter = find(combination.python)
     if interpreter is None:
         return {"not_run": f"no python{combination.python} here; name one in GLMD_PYTHONS"}
-    with TemporaryDirectory(prefix="glmd-") as folder:
+    with TemporaryDirectory(prefix="glmd-compatibility-") as folder:
         python = install(Path(folder), interpreter, combination, TESTS)
         call = [str(python), "-m", "pytest", "tests/runtime", "-p", "no:cacheprovider"]
         environment = {**os.environ, "GLMD_DATA": str(DATA.resolve())}
@@ -81,7 +81,7 @@ def runtime_tests(combination: Combination, form: Form) -> Figures:
 
 def glmd_run(form: Form) -> Figures:
     """The shipped bundle, with the versions that pip chooses by itself."""
-    with TemporaryDirectory(prefix="glmd-") as folder:
+    with TemporaryDirectory(prefix="glmd-compatibility-") as folder:
         python = install(Path(folder), sys.executable, Combination("", ("cpu",), ()), ())
         source = ("--source", "sim://ground?seed=1&frames=3", "--json", "-")
         call = [str(python.parent / "glmd-run"), "--engine", "models/thermal_lite0.glmd", *source]
