@@ -62,7 +62,7 @@ def test_eight_bits_pass_unchanged(shape: tuple[int, ...]) -> None:
         (("percentile", 1, 101), "0 <= low < high <= 100"),
         (("linear", 5, 5), "0 <= low < high <= 65535"),
         (("plateau", 1, 99, 0), "plateau > 0"),
-        (("clahe", 1, 99, 1, -1), "clip > 0"),
+        (("clahe", 1, 99, 1, 0), "^intensity needs plateau > 0, clip > 0 and .* seconds; got 1, 0, 0.0$"),
         (("percentile", 1, 99, 1, 2, "hot"), "'white-hot' or 'black-hot'; got 'hot'"),
         (("percentile", 1, 99, 1, 2, "white-hot", float("inf")), "damping of 0 or more seconds"),
     ],
@@ -72,9 +72,16 @@ def test_wrong_values_are_named(values: tuple[str, float, float], message: str) 
         Intensity(*values)  # type: ignore[arg-type]
 
 
+def test_any_positive_plateau_and_clip_will_do() -> None:
+    frame = np.random.default_rng(0).integers(7000, 7400, (64, 64), dtype=np.uint16)
+    low, high = (Intensity("clahe", plateau=0.5, clip=clip)(frame).astype(int) for clip in (0.5, 40))
+    assert np.abs(low - high).max() > 10
+
+
 def test_counts_of_a_radiometric_camera_are_temperatures() -> None:
     celsius = Radiometry().celsius(np.array([[27315, 30515]], np.uint16))
     np.testing.assert_allclose(celsius, [[0.0, 32.0]], atol=1e-4)
+    assert celsius.dtype == np.float32
     np.testing.assert_allclose(Radiometry(0.1, -273.15).celsius(np.uint16([2732])), [0.05], atol=1e-4)
 
 
@@ -203,7 +210,9 @@ def test_temperatures_of_boxes(box: tuple[float, ...], gain: float) -> None:
 
 
 def test_temperatures_of_no_box_and_of_one_without_area() -> None:
-    frame = np.full((10, 10), 29815, np.uint16)
-    assert Radiometry().of_boxes(frame, np.zeros((0, 4), np.float32)).shape == (0, 3)
-    edges = np.array([[10, 10, 10, 10], [3, 3, 3, 3]], np.float32)
-    np.testing.assert_allclose(Radiometry().of_boxes(frame, edges), 25.0, atol=1e-4)
+    frame = np.arange(120, dtype=np.uint16).reshape(10, 12)
+    none = Radiometry(1, 0).of_boxes(frame, np.zeros((0, 4), np.float32))
+    assert none.shape == (0, 3) and none.dtype == np.float32
+    points = np.array([[12, 10, 12, 10], [3, 4, 3, 4], [-1, -1, -1, -1], [12, 0, 12, 0]], np.float32)
+    expected = [[count] * 3 for count in (119, 51, 0, 11)]
+    np.testing.assert_array_equal(Radiometry(1, 0).of_boxes(frame, points), expected)
