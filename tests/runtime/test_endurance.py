@@ -83,6 +83,12 @@ def growth(bundle: Path, backend: str, frames: int, tracks: bool) -> float:
 
 
 @pytest.fixture(autouse=True)
+def _as_users_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is none that coverage traces, which takes memory and most of the time."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _installed() -> None:
     skip_unless(Path("/proc/self/statm").exists(), "proc", "resident memory is read as Linux says it")
     skip_unless(find_spec("prometheus_client") is not None, "prometheus_client", "prometheus-client is not installed")
