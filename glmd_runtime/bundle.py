@@ -43,6 +43,7 @@ from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.scratch import put_in_place, scratch_folder, writing
 from glmd_runtime.tuned import TunedSpec
 
 SCHEMA_VERSION = 1
@@ -238,13 +239,13 @@ def open_bundle(path: str | Path) -> Bundle:
 def write_bundle(
     path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, overwrite: bool = False
 ) -> Bundle:
-    """Write a bundle whole or not at all: into a sibling directory first, then by rename.
+    """Write a bundle whole or not at all: into a sibling directory first, which then takes its place.
 
     Args:
         path: `name.glmd`; an existing one is refused unless `overwrite`.
         manifest: its `sha256` is filled in here.
         files: file name -> content, or a file to copy; every engine of the manifest must be among them.
-    Raises: what `check_target` does, BundleError when a file of an engine is lacking.
+    Raises: what `check_target` does, BundleError when a file of an engine is lacking, OutputError on a full disk.
     """
     path = Path(path)
     with _lock(path):
@@ -252,8 +253,8 @@ def write_bundle(
     if lacking := sorted(_needed(manifest) - set(files)):
         raise BundleError(f"Every engine of the manifest must be among the files; {lacking} are not.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        new = Path(scratch) / "new"
+    with writing(path), scratch_folder(path) as scratch:
+        new = scratch / "bundle"
         new.mkdir()
         for name, content in files.items():
             (new / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
@@ -264,7 +265,7 @@ def write_bundle(
         written = open_bundle(new).manifest
         with _lock(path):
             check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
-            _put_in_place(new, path, Path(scratch) / "old")
+            put_in_place(new, path)
     return Bundle(path, written)
 
 
@@ -282,18 +283,6 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         why = "cannot be written to" if folder.is_dir() else "is a file"
         raise UsageError(f"A bundle needs a folder that can be written to; {folder} {why}. Choose another path.")
-
-
-def _put_in_place(new: Path, path: Path, old: Path) -> None:
-    """Rename `new` to `path`, what was there to `old`; the old one comes back when that fails."""
-    if path.exists():
-        path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
 
 
 def _lock(path: Path) -> FileLock:

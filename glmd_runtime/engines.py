@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -26,6 +25,7 @@ from glmd_runtime.bundle import Bundle
 from glmd_runtime.engine_cache import PLAN, engines_folder, entry_folder, lock, new_entry
 from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
 from glmd_runtime.plan import PlanRecord, log_path, record_path, sha256
+from glmd_runtime.scratch import scratch_folder, writing
 from glmd_runtime.verify import TOLERANCES, check_engine
 
 _log = logging.getLogger(__name__)
@@ -204,14 +204,15 @@ def build_plan(
         progress: told what the builder is at.
     Raises:
         UnsupportedError: the library is missing, or cannot build this model here, or crashed, or ran out of time or
-            memory; PrecisionError: the engine does not compute in the precision asked for; BundleError: no model.
+            memory; PrecisionError: the engine does not compute in the precision asked for; BundleError: no model;
+        OutputError: the disk is full.
     """
     if find_spec(library) is None:
         raise UnsupportedError(f"{library} is not installed. Run: {backends.BACKENDS[library].install}")
     if library == "tensorrt" and (reason := cuda.why_no_device()):
         raise UnsupportedError(f"tensorrt builds engines on the device that they will run on, but {reason}.")
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        plan = Path(scratch) / out.name
+    with writing(out), scratch_folder(out) as scratch:
+        plan = scratch / out.name
         request = {
             "onnx": str(onnx),
             "plan": str(plan),

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from glmd_runtime.errors import CheckpointError, UsageError
+from glmd_runtime.scratch import writing
 from glmd_runtime.sinks import whole_file
 from glmd_train.config import TrainConfig
 from glmd_train.model.detector import GLMDNet
@@ -64,14 +65,15 @@ class RunFolder:
             _write_whole(log, "".join(line + "\n" for line in rows))
 
     def log(self, row: dict[str, Any]) -> None:
-        with (self.path / "log.jsonl").open("a") as file:
+        path = self.path / "log.jsonl"
+        with writing(path), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def store(self, model: GLMDNet, optimizer: torch.optim.Optimizer, iteration: int) -> None:
         """Everything that a continued run needs beside the configuration."""
-        partial = self.last.with_suffix(".partial")
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}, partial)
-        partial.replace(self.last)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
+        with whole_file(self.last) as partial, partial.open("wb") as file:  # of a path torch hides why it cannot write
+            torch.save(state, file)
 
     def restore(self, model: GLMDNet, optimizer: torch.optim.Optimizer) -> int:
         """Load what `store` wrote; returns the iteration to go on with, 0 where nothing was stored.

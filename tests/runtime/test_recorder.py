@@ -160,7 +160,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     path = tmp_path / "clip.mkv"
     result = subprocess.run([sys.executable, "-c", FULL + WRITER, str(path)], capture_output=True, text=True)
-    assert result.returncode and "UsageError: A recording must be writable" in result.stderr.splitlines()[-1]
+    assert result.returncode and "OutputError: A recording must be writable" in result.stderr.splitlines()[-1]
     assert "File too large" in result.stderr and "make room" in result.stderr
     with open_source(path) as source:
         assert sum(1 for _ in source) > 20
