@@ -141,7 +141,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def _write_report(options: argparse.Namespace, report: VerifyReport, output: Path) -> None:
     from glmd_export.report import print_report, to_junit
-    from glmd_runtime.sinks import whole_file
+    from glmd_runtime.scratch import whole_file
 
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))

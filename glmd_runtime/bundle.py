@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.enroll import EnrolledSpec
-from glmd_runtime.errors import BundleError, UsageError
+from glmd_runtime.errors import BundleError, EngineError, UsageError
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.scratch import put_in_place, scratch_folder, writing
@@ -70,6 +70,17 @@ class GraphSpec:
     @property
     def batch(self) -> int:
         return self.inputs["images"][0]
+
+    def check_outputs(self, outputs: Any, count: int, engine: str) -> None:
+        """Raises: EngineError unless a call with `count` images gave what the graph gives, and numbers in it."""
+        expected = {name: (count, *shape[1:]) for name, shape in self.outputs.items()}
+        given = outputs if isinstance(outputs, Mapping) else {}
+        came = {name: np.shape(given[name]) for name in expected if name in given}
+        if came != expected:
+            raise EngineError(f"{engine} must answer with {expected}; got {came}. Export the checkpoint again.")
+        scores = given["scores"][given["valid"].astype(bool)]  # (proposals of all images, K)
+        if scores.size and not np.isfinite(scores).any():
+            raise EngineError(f"{engine} answered with no number, NaN for every proposal. Check it: glmd-verify BUNDLE")
 
     @property
     def proposals(self) -> int:

@@ -279,6 +279,8 @@ def _watch(process: subprocess.Popen[str], timeout: float, memory: int) -> str:
 
 def _how_it_died(code: int, log: Path) -> str:
     last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+    if code == -signal.SIGKILL:
+        return f"the builder was killed, as when memory runs out; end other programs. It said last: {last}"
     with suppress(ValueError):
         return f"the builder crashed with {signal.Signals(-code).name}; it said last: {last}"
     return f"the builder ended with exit code {code}; it said last: {last}"

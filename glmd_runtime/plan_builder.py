@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import Any
 
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import load_plugins
-from glmd_runtime.errors import BundleError, GlmdError, PrecisionError, UnsupportedError
+from glmd_runtime.errors import BundleError, GlmdError, OutputError, PrecisionError, UnsupportedError, UsageError
 from glmd_runtime.plan import PlanRecord, sha256
+from glmd_runtime.scratch import whole_file, writing
 
 _HALF, _INT8 = re.compile(r"half|fp16", re.IGNORECASE), re.compile(r"int8", re.IGNORECASE)
 _TYPES = {"fp16": _HALF, "int8": _INT8}  # how an engine's layers name the precision
@@ -85,7 +87,8 @@ def build(request: Request, progress: Callable[[str], None]) -> dict[str, Any]:
         reason = logger.last_error or "it gave no reason"
         raise UnsupportedError(f"{request.library} {trt.__version__} cannot build {request.onnx}: {reason}")
     _check_engine(_engine_layers(trt, logger, plan, request.device), convolutions, request)
-    Path(request.plan).write_bytes(plan)
+    with writing(request.plan):
+        Path(request.plan).write_bytes(plan)
     _keep_timings(config, request.timing_cache)
     return vars(
         PlanRecord(
@@ -187,10 +190,10 @@ def _check_engine(layers: str, convolutions: list[str], request: Request) -> Non
 
 
 def _keep_timings(config: Any, path: str) -> None:
+    """Without them the next build takes longer, and nothing else."""
     if path:
-        scratch = Path(f"{path}.{os.getpid()}")
-        scratch.write_bytes(config.get_timing_cache().serialize())
-        scratch.replace(path)
+        with suppress(OutputError, UsageError), whole_file(path) as partial:
+            partial.write_bytes(config.get_timing_cache().serialize())
 
 
 def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:

@@ -105,6 +105,15 @@ def preprocess(frame: NDArray[Any], spec: PreprocessSpec) -> tuple[NDArray[np.fl
     return image, Geometry(frame.shape[:2], valid_hw)
 
 
+def is_frame(array: Any) -> bool:
+    """Whether it is one of the three kinds of camera array, with a pixel at least."""
+    try:
+        check_frame(array)
+    except FrameError:
+        return False
+    return True
+
+
 def check_frame(frame: NDArray[Any]) -> None:
     """Raise FrameError unless `frame` is one of the three kinds of camera array."""
     kinds = "(H, W) uint8 or uint16, or (H, W, 3) uint8 BGR"

@@ -15,13 +15,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from glmd_runtime.errors import OutputError
+from glmd_runtime.errors import OutputError, UsageError
 
 _HELD, _OLD = "held", "old"
 _SCRATCH = re.compile(r"\..+\.[a-z0-9_]{8}")  # as tempfile names them
@@ -38,6 +38,30 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         with FileLock(folder / "new", thread_local=False):
             (folder / "new").rename(folder / _HELD)
             yield folder
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A place for a file, in a folder beside `path`; renamed to it when the block ends well, removed when it does not.
+
+    Raises: UsageError when there can be no file, OutputError when the disk is full.
+    """
+    path = Path(path)
+    with writing(path), ExitStack() as stack:
+        try:
+            if path.is_dir():
+                raise UsageError(f"An output must be a file; {path} is a directory. Choose another path.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = stack.enter_context(scratch_folder(path)) / path.name
+        except OSError as error:
+            if is_full(error):
+                raise
+            raise UsageError(
+                f"An output's folder must exist, or be possible to make, and be writable; {path}: {error.strerror}. "
+                "Choose another path."
+            ) from error
+        yield partial
+        partial.replace(path)
 
 
 @contextmanager

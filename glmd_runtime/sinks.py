@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -18,35 +17,11 @@ from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, GlmdError, UsageError
-from glmd_runtime.scratch import is_full, scratch_folder, writing
+from glmd_runtime.scratch import whole_file, writing
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
 
 TICKS = 90_000  # a second, of a video's clock
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A place for a file, in a folder beside `path`; renamed to it when the block ends well, removed when it does not.
-
-    Raises: UsageError when there can be no file, OutputError when the disk is full.
-    """
-    path = Path(path)
-    with writing(path), ExitStack() as stack:
-        try:
-            if path.is_dir():
-                raise UsageError(f"An output must be a file; {path} is a directory. Choose another path.")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = stack.enter_context(scratch_folder(path)) / path.name
-        except OSError as error:
-            if is_full(error):
-                raise
-            raise UsageError(
-                f"An output's folder must exist, or be possible to make, and be writable; {path}: {error.strerror}. "
-                "Choose another path."
-            ) from error
-        yield partial
-        partial.replace(path)
 
 
 def save_picture(path: str | Path, picture: NDArray[np.uint8]) -> None:

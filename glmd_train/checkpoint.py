@@ -18,7 +18,7 @@ from torch import Tensor
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_runtime.sinks import whole_file
+from glmd_runtime.scratch import whole_file
 from glmd_train.classifier import Pcb
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet, build_model

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from dataclasses import dataclass
@@ -17,8 +18,7 @@ from typing import Any
 import torch
 
 from glmd_runtime.errors import CheckpointError, UsageError
-from glmd_runtime.scratch import writing
-from glmd_runtime.sinks import whole_file
+from glmd_runtime.scratch import whole_file, writing
 from glmd_train.config import TrainConfig
 from glmd_train.model.detector import GLMDNet
 
@@ -72,8 +72,10 @@ class RunFolder:
     def store(self, model: GLMDNet, optimizer: torch.optim.Optimizer, iteration: int) -> None:
         """Everything that a continued run needs beside the configuration."""
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
-        with whole_file(self.last) as partial, partial.open("wb") as file:  # of a path torch hides why it cannot write
-            torch.save(state, file)
+        content = io.BytesIO()  # as torch would hide that a disk is full
+        torch.save(state, content)
+        with whole_file(self.last) as partial:
+            partial.write_bytes(content.getbuffer())
 
     def restore(self, model: GLMDNet, optimizer: torch.optim.Optimizer) -> int:
         """Load what `store` wrote; returns the iteration to go on with, 0 where nothing was stored.

@@ -13,8 +13,7 @@ import numpy as np
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import DatasetError, UsageError
-from glmd_runtime.scratch import work_folder
-from glmd_runtime.sinks import whole_file
+from glmd_runtime.scratch import whole_file, work_folder
 from glmd_runtime.video.sources import read_picture
 from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.classifier import load_classifier

@@ -133,7 +133,7 @@ def test_a_camera_that_is_slow_to_connect_gets_its_time() -> None:
 def test_another_size_is_news_and_the_frames_have_it() -> None:
     frames, said, _ = run([PICTURE, PICTURE, PICTURE[:2, :3], PICTURE[:2, :3]])
     assert [f.image.shape for f in frames] == [(4, 6), (4, 6), (2, 3), (2, 3)]
-    assert [s.detail for s in said if s.state == "running"] == ["6x4 uint16", "3x2 uint16, before 6x4"]
+    assert [s.detail for s in said if s.state == "running"] == ["6x4 uint16", "3x2 uint16, before 6x4 uint16"]
 
 
 def test_temperatures_travel_with_the_frames() -> None:

@@ -235,7 +235,7 @@ class NoEngine:
 
 
 def test_an_engine_that_fails_is_an_error_with_a_name(tiny_bundle: Path) -> None:
-    with pytest.raises(GlmdError, match=r"^a: RuntimeError: out of memory$"):
+    with pytest.raises(GlmdError, match=r"^a: model\.onnx on NoEngine failed: RuntimeError: out of memory$"):
         run(Pipeline([clip("a", 3)], detector(tiny_bundle, backend=NoEngine())))
 
 
