@@ -49,6 +49,10 @@ class PostprocessSpec:
     nms_iou: float = 0.5
     max_detections: int = 100
 
+    def __post_init__(self) -> None:
+        if not np.isfinite([*self.score_thresholds, self.nms_iou]).all():
+            raise ValueError(f"score_thresholds and nms_iou must be finite; got {self}")
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "score_thresholds": list(self.score_thresholds)}
 

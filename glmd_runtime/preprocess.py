@@ -40,6 +40,8 @@ class PreprocessSpec:
             raise FrameError(f"resize must be 'letterbox' or 'published'; got {self.resize!r}")
         if len(self.size_hw) != 2 or min(self.size_hw) < 1 or min(self.std) <= 0:
             raise FrameError(f"size_hw and std must be positive; got {self.size_hw} and {self.std}")
+        if not np.isfinite([*self.mean, *self.std]).all():
+            raise FrameError(f"mean and std must be finite; got {self.mean} and {self.std}")
 
     @property
     def channels(self) -> int:

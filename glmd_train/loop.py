@@ -83,15 +83,15 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
                 fabric.log_dict({**values, "rate": optimizer.param_groups[0]["lr"]}, step=iteration)
                 folder.log({"iteration": iteration, **values})
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                save_checkpoint(folder.model, checkpoint)  # first, as it refuses weights that are no numbers
                 folder.store(model, optimizer, done)
-                save_checkpoint(folder.model, checkpoint)
                 saved = time.monotonic()
             if config.eval_every and done % config.eval_every == 0 and done < config.iterations:
                 folder.log({"iteration": done, "scores": validate(checkpoint, validation)})
 
     if fabric.is_global_zero:
-        folder.store(model, optimizer, config.iterations)
         save_checkpoint(folder.model, checkpoint)
+        folder.store(model, optimizer, config.iterations)
         checkpoint.provenance["scores"] = validate(checkpoint, validation)
         folder.log({"iteration": config.iterations, "scores": checkpoint.provenance["scores"]})
         save_checkpoint(folder.model, checkpoint)
