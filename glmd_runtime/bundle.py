@@ -27,7 +27,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -35,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from glmd_runtime.calibration import CalibrationSpec
@@ -259,8 +257,7 @@ def write_bundle(
     Raises: what `check_target` does, BundleError when a file of an engine is lacking, OutputError on a full disk.
     """
     path = Path(path)
-    with _lock(path):
-        check_target(path, overwrite=overwrite)
+    check_target(path, overwrite=overwrite)
     if lacking := sorted(_needed(manifest) - set(files)):
         raise BundleError(f"Every engine of the manifest must be among the files; {lacking} are not.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,9 +271,12 @@ def write_bundle(
         (new / MANIFEST).write_text(text)
         (new / SEAL).write_text(_sha256(new / MANIFEST) + "\n")
         written = open_bundle(new).manifest
-        with _lock(path):
-            check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
-            put_in_place(new, path)
+        check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
+        try:
+            put_in_place(new, path, overwrite=overwrite)
+        except OSError:
+            check_target(path, overwrite=overwrite)  # who was faster by a moment
+            raise
     return Bundle(path, written)
 
 
@@ -294,12 +294,6 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         why = "cannot be written to" if folder.is_dir() else "is a file"
         raise UsageError(f"A bundle needs a folder that can be written to; {folder} {why}. Choose another path.")
-
-
-def _lock(path: Path) -> FileLock:
-    """For the moment in which a bundle takes its place; away from it, as a lock leaves a file."""
-    digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"glmd-{digest}.lock")
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:

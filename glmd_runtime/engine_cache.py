@@ -60,7 +60,7 @@ def new_entry(folder: Path) -> Iterator[Path]:
         new = scratch / "engine"
         new.mkdir()
         yield new
-        put_in_place(new, folder)
+        put_in_place(new, folder, overwrite=True)
 
 
 def cached_engines() -> list[CachedEngine]:

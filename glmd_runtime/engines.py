@@ -240,7 +240,8 @@ def _run(
     command = [sys.executable, "-m", "glmd_runtime.plan_builder", json.dumps(request)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # imports what we import
     messages: list[dict[str, Any]] = []
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
         reader = Thread(target=_read, args=(process.stdout, messages, progress), daemon=True)
         reader.start()
         try:

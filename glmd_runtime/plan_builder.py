@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
@@ -47,6 +48,7 @@ class Request:
 
 def main() -> None:
     """Build what the first argument asks for; every outcome but a crash is the last line on stdout."""
+    Thread(target=_end_with_parent, daemon=True).start()
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # a library that prints must not disturb the lines
 
@@ -58,6 +60,12 @@ def main() -> None:
         send(built=record)
     except GlmdError as error:
         send(error=[type(error).__name__, str(error)])
+
+
+def _end_with_parent() -> None:
+    """Who waits for the engine holds the other end of stdin, and lets go of it in whatever way it ends."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def build(request: Request, progress: Callable[[str], None]) -> dict[str, Any]:

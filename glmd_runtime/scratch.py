@@ -89,21 +89,29 @@ def _give_back(folder: Path) -> None:
         (folder / _OLD).rename(path)
 
 
-def put_in_place(new: Path, path: Path) -> None:
+def put_in_place(new: Path, path: Path, *, overwrite: bool) -> None:
     """Give a folder, made in a scratch folder, the name `path`; another one there goes into the scratch folder.
 
     Whoever looks at `path` finds the one or the other, wholly. Where the system cannot exchange two names there is none
     for a moment, and who is killed in that moment leaves it to the next that makes something here to give it back.
+    Raises: OSError when there is something and `overwrite` is False.
     """
-    if not path.exists():
-        new.rename(path)
-    elif not _exchanged(new, path):
-        path.rename(old := new.with_name(_OLD))
-        try:
-            new.rename(path)
-        except OSError:
-            old.rename(path)
+    try:
+        new.rename(path)  # the system refuses it where there is a folder that is not empty
+    except OSError:
+        if not (overwrite and path.is_dir()):
             raise
+        if not _exchanged(new, path):
+            _replace(new, path)
+
+
+def _replace(new: Path, path: Path) -> None:
+    path.rename(old := new.with_name(_OLD))
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
 
 
 def _exchanged(one: Path, other: Path) -> bool:
