@@ -47,7 +47,7 @@ def run_command(
         print(f"{parser.prog}: stopped; {stopped}", file=sys.stderr)
         return 130
     except (GlmdError, OSError) as error:
-        return _fail(parser.prog, one_line(error), getattr(error, "exit_code", GlmdError.exit_code))
+        return _fail(parser.prog, _remedied(error), getattr(error, "exit_code", GlmdError.exit_code))
     except ModuleNotFoundError as error:
         remedy = f"{error.name} is not installed. Run in the SDK's folder: pip install '.[{extra}]'"
         return _fail(parser.prog, remedy, UnsupportedError.exit_code)
@@ -66,6 +66,12 @@ def one_line(error: Exception) -> str:
     if text.startswith("Caught "):  # the form of torch.utils.data
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
+
+
+def _remedied(error: Exception) -> str:
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename}: {error.strerror}. Ask its owner for the right to it, or choose another path."
+    return one_line(error)
 
 
 def _fail(prog: str, text: str, code: int) -> int:

@@ -56,10 +56,14 @@ def main() -> None:
         lines.write(json.dumps(message) + "\n")
 
     try:
-        record = build(Request(**json.loads(sys.argv[1])), lambda text: send(progress=text))
+        request = Request(**json.loads(sys.argv[1]))
+        with writing(request.plan):
+            record = build(request, lambda text: send(progress=text))
         send(built=record)
     except GlmdError as error:
         send(error=[type(error).__name__, str(error)])
+    except MemoryError:
+        send(error=["UnsupportedError", "memory ran out while the engine was built; end other programs"])
 
 
 def _end_with_parent() -> None:
@@ -95,8 +99,7 @@ def build(request: Request, progress: Callable[[str], None]) -> dict[str, Any]:
         reason = logger.last_error or "it gave no reason"
         raise UnsupportedError(f"{request.library} {trt.__version__} cannot build {request.onnx}: {reason}")
     _check_engine(_engine_layers(trt, logger, plan, request.device), convolutions, request)
-    with writing(request.plan):
-        Path(request.plan).write_bytes(plan)
+    Path(request.plan).write_bytes(plan)
     _keep_timings(config, request.timing_cache)
     return vars(
         PlanRecord(

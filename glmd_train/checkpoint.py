@@ -154,6 +154,7 @@ def _load_pcb(contract: dict[str, Any], tensors: dict[str, Tensor], path: Path) 
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    path.open("rb").close()  # safetensors says of a file that may not be read that it is not there
     try:
         with safe_open(path, "pt") as file:
             contract = json.loads((file.metadata() or {}).get("glmd", "{}"))
