@@ -76,8 +76,9 @@ class GraphSpec:
         came = {name: np.shape(given[name]) for name in expected if name in given}
         if came != expected:
             raise EngineError(f"{engine} must answer with {expected}; got {came}. Export the checkpoint again.")
-        scores = given["scores"][given["valid"].astype(bool)]  # (proposals of all images, K)
-        if scores.size and not np.isfinite(scores).any():
+        valid = given["valid"].astype(bool)  # (N, R)
+        known = valid & np.isfinite(given["scores"]).any(axis=2)
+        if (valid.any(axis=1) > known.any(axis=1)).any():
             raise EngineError(f"{engine} answered with no number, NaN for every proposal. Check it: glmd-verify BUNDLE")
 
     @property
@@ -237,12 +238,17 @@ def open_bundle(path: str | Path) -> Bundle:
             raise BundleError(f"{path} must hold {MANIFEST} and {SEAL}; {name} is missing. {_EXPORT_AGAIN}")
     _check_hash(path / MANIFEST, (path / SEAL).read_text("ascii", "backslashreplace").strip())
     try:
-        values = json.loads((path / MANIFEST).read_text())
+        values = json.loads((path / MANIFEST).read_text(), parse_constant=_no_number)
     except ValueError as error:
         raise BundleError(f"{path / MANIFEST} is not JSON: {error}. {_EXPORT_AGAIN}") from error
     manifest = Manifest.from_dict(values)
     _check_files(path, manifest)
     return Bundle(path, manifest)
+
+
+def _no_number(text: str) -> Any:
+    """JSON has no NaN and no Infinity; Python would read them, and every comparison with them would be false."""
+    raise ValueError(f"{text} is no number")
 
 
 def write_bundle(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.trust import faults_files, faults_kill
+from tests.trust import faults_files, faults_kill, faults_numbers, faults_streams
 
-PARTS = [*faults_files.PARTS, *faults_kill.PARTS]
+PARTS = [*faults_files.PARTS, *faults_kill.PARTS, *faults_streams.PARTS, *faults_numbers.PARTS]

@@ -118,7 +118,7 @@ LIGHT = (
     Writer("recording", _recording, (".mkv", ".mkv.jsonl")),
     Writer("glmd-run", _run, (".mkv", ".mkv.jsonl")),
     Writer("enrolment", _enrol),
-    Writer("engine", _engine, (".log", ".lock", ".txt", ".timings")),
+    Writer("engine", _engine, (".log", ".lock", ".txt", ".timings", ".onnxruntime")),
 )
 HEAVY = (
     Writer("checkpoint", _checkpoint),
@@ -164,7 +164,7 @@ def _fill(writer: Writer, place: Path, times: int, mounted: bool) -> int:
     folder = place / writer.name
     folder.mkdir()
     free = _free(place)
-    code, said = _as_command(lambda: writer.work(folder))
+    code, said = as_command(lambda: writer.work(folder))
     require(code == 0, f"{writer.name} with room failed: {said}")
     need = free - _free(place) if mounted else max(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     errors = 0
@@ -172,7 +172,7 @@ def _fill(writer: Writer, place: Path, times: int, mounted: bool) -> int:
         _forget(folder, writer)
         before = _tree(folder)
         with _little_room(place, int(part * need), mounted) as limit:
-            code, said = _as_command(lambda: writer.work(folder), limit)
+            code, said = as_command(lambda: writer.work(folder), limit)
         require(code in (0, 1), f"{writer.name}, {part:.0%} of the room: {code}, {said}")
         if code == 1:
             errors += 1
@@ -237,7 +237,7 @@ def _tree(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _as_command(work: Callable[[], object], limit: int | None = None, *, rights: bool = True) -> tuple[int, str]:
+def as_command(work: Callable[[], object], limit: int | None = None, *, rights: bool = True) -> tuple[int, str]:
     """Exit code and stderr of a command that does `work`."""
 
     def command() -> None:
@@ -298,13 +298,13 @@ def lost_rights(folder: str, heavy: bool) -> Figures:
     for writer in writers:
         own = place / writer.name
         own.mkdir()
-        code, said = _as_command(lambda: writer.work(own))  # noqa: B023 (called at once)
+        code, said = as_command(lambda: writer.work(own))  # noqa: B023 (called at once)
         require(code == 0, f"{writer.name} with its rights failed: {said}")
         _forget(own, writer)
         before = _tree(own)
         for path in (own, *own.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
-        code, said = _as_command(lambda: writer.work(own), rights=False)  # noqa: B023
+        code, said = as_command(lambda: writer.work(own), rights=False)  # noqa: B023
         _is_denied(writer.name, code, said)
         require(_tree(own) == before, f"{writer.name} changed what is not its own")
     for name, (files, work) in _readers(place).items():
@@ -312,7 +312,7 @@ def lost_rights(folder: str, heavy: bool) -> Figures:
             mode = file.stat().st_mode
             os.chown(file, NOBODY, NOBODY)
             file.chmod(0o700 if file.is_dir() else 0o600)
-            code, said = _as_command(work, rights=False)
+            code, said = as_command(work, rights=False)
             _is_denied(f"{name} of {file.name}", code, said)
             os.chown(file, 0, 0)
             file.chmod(mode)
