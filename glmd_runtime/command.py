@@ -15,7 +15,7 @@ from rich.status import Status
 from rich.text import Text
 
 from glmd_runtime.errors import GlmdError, UnsupportedError
-from glmd_runtime.scratch import writing
+from glmd_runtime.scratch import full_disk, is_full
 
 # Each library has its own error for it, and they share no base.
 _OUT_OF_MEMORY = re.compile(r"MemoryError|out ?of ?memory|insufficient memory|can't allocate|bad alloc", re.IGNORECASE)
@@ -41,8 +41,7 @@ def run_command(
     """
     try:
         command(parser.parse_args(arguments))
-        with writing("Standard output"):
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; {stopped}", file=sys.stderr)
         return 130
@@ -69,6 +68,8 @@ def one_line(error: Exception) -> str:
 
 
 def _remedied(error: Exception) -> str:
+    if isinstance(error, OSError) and is_full(error):  # of a stream Python does not say which
+        return str(full_disk(error.filename or "An output", error))
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename}: {error.strerror}. Ask its owner for the right to it, or choose another path."
     return one_line(error)

@@ -132,9 +132,13 @@ def writing(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if not is_full(error):
             raise
-        raise OutputError(
-            f"{path} could not be written to its end: {error.strerror}. Make room on its disk, or choose another path."
-        ) from error
+        raise full_disk(path, error) from error
+
+
+def full_disk(path: str | Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} could not be written to its end: {error.strerror}. Make room on its disk, or choose another path."
+    )
 
 
 def is_full(error: OSError) -> bool:

@@ -141,6 +141,22 @@ def test_temperatures_travel_with_the_frames() -> None:
     assert frames[0].radiometry.celsius(frames[0].image)[0, 0] == pytest.approx(700 - 273.15)
 
 
+@pytest.mark.parametrize(
+    "lie", [PICTURE[:0], PICTURE[:0, :0], PICTURE.astype(np.float32), np.zeros((4, 6, 2), np.uint8), PICTURE.tobytes()]
+)
+def test_what_is_no_picture_is_as_good_as_damaged(lie: Any) -> None:
+    frames, _, source = run([PICTURE, Shot(lie), PICTURE + 1])
+    assert [f.index for f in frames] == [0, 2] and source.drops["corrupt"] == 1
+    _, said, _ = run([Shot(lie)] * CORRUPT_IN_A_ROW)
+    assert any("cannot be decoded" in status.detail for status in said)
+
+
+def test_a_camera_that_turns_to_eight_bits_has_no_temperatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be those of intensities, below -270 degrees."""
+    with pytest.raises(UsageError, match="needs 16-bit counts"):
+        run([PICTURE, PICTURE.astype(np.uint8)], radiometry=Radiometry())
+
+
 def test_temperatures_of_an_eight_bit_camera_are_refused_not_tried_again() -> None:
     with pytest.raises(UsageError, match="16-bit counts"):
         run([PICTURE.astype(np.uint8)], [PICTURE], radiometry=Radiometry())

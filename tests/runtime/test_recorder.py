@@ -166,6 +166,17 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
         assert sum(1 for _ in source) > 20
 
 
+def test_two_who_record_to_one_path_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # when either looks there is nothing yet
+    path = tmp_path / "clip.mkv"
+    with Recorder(path, 10) as one, Recorder(path, 10) as other:
+        for recorder, shift in ((one, 0), (other, 5)):
+            recorder.write(Frame(COUNTS + shift, 0, 0.0))
+    monkeypatch.undo()
+    for name, shift in (("clip.mkv", 0), ("clip-2.mkv", 5)):
+        assert_same(list(open_source(tmp_path / name)), [Frame(COUNTS + shift, 0, 0.0)])
+
+
 def test_a_line_that_was_cut_short(tmp_path: Path) -> None:
     frames = [Frame(COUNTS + i, i, i / 10) for i in range(3)]
     record(tmp_path / "clip.mkv", frames)
