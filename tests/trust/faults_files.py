@@ -131,7 +131,7 @@ HEAVY = (
 
 def disk_full(form: Form) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
-        return dict(warm("tests.trust.faults_files", "full_disks", folder, 12 if form == "long" else 2, form == "long"))
+        return dict(warm("tests.trust.faults_files", "full_disks", folder, 12 if form == "long" else 1, form == "long"))
 
 
 def full_disks(folder: str, times: int, heavy: bool) -> Figures:
@@ -168,7 +168,7 @@ def _fill(writer: Writer, place: Path, times: int, mounted: bool) -> int:
     require(code == 0, f"{writer.name} with room failed: {said}")
     need = free - _free(place) if mounted else max(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     errors = 0
-    for part in np.linspace(0.02, 0.98, times):
+    for part in np.linspace(0.02, 0.98, times) if times > 1 else [0.5]:
         _forget(folder, writer)
         before = _tree(folder)
         with _little_room(place, int(part * need), mounted) as limit:

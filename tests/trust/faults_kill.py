@@ -125,7 +125,7 @@ def _next_run(write: Callable[[], object]) -> None:
 
 def kill_recording(form: Form) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
-        return dict(warm("tests.trust.faults_kill", "recordings", folder, 50 if form == "long" else 6))
+        return dict(warm("tests.trust.faults_kill", "recordings", folder, 50 if form == "long" else 5))
 
 
 def recordings(folder: str, kills: int) -> Figures:
@@ -182,7 +182,7 @@ def _came(path: Path) -> list[Frame]:
 
 
 def kill_training(form: Form) -> Figures:
-    kills, iterations = (50, 12) if form == "long" else (3, 5)
+    kills, iterations = (50, 12) if form == "long" else (2, 3)
     with tempfile.TemporaryDirectory() as folder:
         return dict(warm("tests.trust.faults_kill", "trainings", folder, kills, iterations))
 
