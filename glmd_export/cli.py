@@ -141,13 +141,15 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def _write_report(options: argparse.Namespace, report: VerifyReport, output: Path) -> None:
     from glmd_export.report import print_report, to_junit
+    from glmd_runtime.scratch import whole_file
 
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         print_report(report, title=f"{options.ckpt.name} in PyTorch against {output.name}")
     if options.junit:
-        options.junit.write_text(to_junit(report))
+        with whole_file(options.junit) as partial:
+            partial.write_text(to_junit(report))
 
 
 def _check_usage(options: argparse.Namespace, output: Path) -> None:

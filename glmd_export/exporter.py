@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -33,6 +32,7 @@ from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, PROTOTYPES, REFERENCE,
 from glmd_runtime.calibration import prototypes_to_bytes
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.scratch import work_folder
 from glmd_runtime.tuned import TunedSpec
 from glmd_runtime.verify import TOLERANCES, VerifyReport, VerifyRow, run_engine, score_pairs
 from glmd_runtime.verify_calibration import verify_calibration
@@ -99,8 +99,8 @@ def export_bundle(
     Raises: UnsupportedError for an engine asked for by name that cannot be built or run here; PrecisionError for one
         that was not built in its precision; BundleError; UsageError for PCB of a checkpoint without prototypes.
     """
-    with tempfile.TemporaryDirectory(prefix="glmd-export.") as scratch:
-        draft = draft_bundle(checkpoint, ckpt, Path(scratch) / output.name, recipe, step)
+    with work_folder("glmd-export") as scratch:
+        draft = draft_bundle(checkpoint, ckpt, scratch / output.name, recipe, step)
         return prove_and_write(draft, output, overwrite=overwrite, plot=plot, step=step)
 
 

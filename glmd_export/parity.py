@@ -7,10 +7,8 @@ fed with what PyTorch fed to it. The pieces are the shipped graph's own nodes an
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +28,7 @@ from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.engines import open_engine
 from glmd_runtime.postprocess import RawOutputs
 from glmd_runtime.preprocess import preprocess
+from glmd_runtime.scratch import work_folder
 from glmd_runtime.verify import (
     ENGINE_STAGES,
     TOLERANCES,
@@ -270,8 +269,8 @@ def _stages_of(engine: str, name: str) -> list[str]:
 
 
 def _run_stage(cutter: onnx.utils.Extractor, stage: Stage, name: str, batch: int, expected: Tensors) -> Tensors:
-    with tempfile.TemporaryDirectory() as scratch:
-        piece = Path(scratch) / f"{stage.name}.onnx"
+    with work_folder("glmd-export") as scratch:
+        piece = scratch / f"{stage.name}.onnx"
         model = cutter.extract_model(list(stage.inputs), list(stage.outputs))
         types = {i.name: tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in model.graph.input}
         onnx.save(model, piece)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.scratch import whole_file
 
 if TYPE_CHECKING:
     from glmd_runtime.verify import VerifyReport, VerifyRow
@@ -110,7 +111,8 @@ def plot_scores(path: Path, pairs: Mapping[str, NDArray[np.floating[Any]]]) -> N
         panel.axis("off")
     if not pairs:
         panels[0].text(0.5, 0.5, _NOTHING_RAN, ha="center")
-    figure.savefig(path, dpi=110, format="png")
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
 
 
 def _plot(panel: Any, title: str, scores: NDArray[np.float64]) -> None:

@@ -11,7 +11,6 @@ Everything crossed would take too long, so each step leaves to the next only wha
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from glmd_export.sweep import MARGIN, Frames, Request, Source, Step, Sweep, Tria
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, GlmdError, ParityError
+from glmd_runtime.scratch import work_folder
 from glmd_runtime.tuned import TunedSpec, this_machine
 from glmd_runtime.verify import VerifyReport, verify_bundle
 from glmd_runtime.verify_calibration import verify_calibration
@@ -75,8 +75,8 @@ def tune(
     """
     started = time.monotonic()
     sets = [load_set(path, _class_names(bundle)) for path in request.data]
-    with tempfile.TemporaryDirectory(prefix="glmd-tune.") as scratch:
-        sweep = Sweep(bundle, weights, request, _frames(sets[0]), Path(scratch), step)
+    with work_folder("glmd-tune") as scratch:
+        sweep = Sweep(bundle, weights, request, _frames(sets[0]), scratch, step)
         done = Tuning(this_machine(), request, Source(bundle).shape, sweep.run(), passed_over=sweep.passed_over)
         fastest = fastest_of_each_network(_measure(contenders(done.trials, request.budget_ms), sweep.frames, step))
         require_within(fastest, request)

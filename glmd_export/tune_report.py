@@ -9,6 +9,7 @@ from typing import Any
 from glmd_export.front import Candidate, front
 from glmd_export.tune import Tuning, data_names
 from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.scratch import whole_file
 
 _PIPE_WIDTH = 160  # characters of a table that no terminal limits
 _STYLES = {"chosen": "bold green", "front": "", "": "dim"}
@@ -98,7 +99,8 @@ def plot_front(path: Path, done: Tuning) -> None:
     axes.set_xlabel(f"milliseconds from frame to boxes, median, on {done.machine}")
     axes.set_ylabel(f"AP on {', '.join(data_names(done.request))}")
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=130)
 
 
 def _draw(axes: Any, done: Tuning, one: Candidate) -> None:

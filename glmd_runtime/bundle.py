@@ -24,13 +24,11 @@ its size and its hash held; what the hashes prove, and what they do not, is told
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import re
 import reprlib
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -38,17 +36,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from glmd_runtime.arrays import read_npz
 from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.documents import parse_json
 from glmd_runtime.enroll import EnrolledSpec
-from glmd_runtime.errors import BundleError, UsageError
+from glmd_runtime.errors import BundleError, EngineError, UsageError
 from glmd_runtime.plain_files import blocks_of, plain_files, sha256_of
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.scratch import put_in_place, scratch_folder, writing
 from glmd_runtime.tuned import TunedSpec
 
 SCHEMA_VERSION = 2
@@ -82,6 +80,18 @@ class GraphSpec:
     @property
     def batch(self) -> int:
         return self.inputs["images"][0]
+
+    def check_outputs(self, outputs: Any, count: int, engine: str) -> None:
+        """Raises: EngineError unless a call with `count` images gave what the graph gives, and numbers in it."""
+        expected = {name: (count, *shape[1:]) for name, shape in self.outputs.items()}
+        given = outputs if isinstance(outputs, Mapping) else {}
+        came = {name: np.shape(given[name]) for name in expected if name in given}
+        if came != expected:
+            raise EngineError(f"{engine} must answer with {expected}; got {came}. Export the checkpoint again.")
+        valid = given["valid"].astype(bool)  # (N, R)
+        known = valid & np.isfinite(given["scores"]).any(axis=2)
+        if (valid.any(axis=1) > known.any(axis=1)).any():
+            raise EngineError(f"{engine} answered with no number, NaN for every proposal. Check it: glmd-verify BUNDLE")
 
     @property
     def proposals(self) -> int:
@@ -310,22 +320,21 @@ def open_bundle(path: str | Path) -> Bundle:
 def write_bundle(
     path: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path], *, overwrite: bool = False
 ) -> Bundle:
-    """Write a bundle whole or not at all: into a sibling directory first, then by rename.
+    """Write a bundle whole or not at all: into a sibling directory first, which then takes its place.
 
     Args:
         path: `name.glmd`; an existing one is refused unless `overwrite`.
         manifest: its `sha256` and `sizes` are filled in here.
         files: file name -> content, or a file to copy; every engine of the manifest must be among them.
-    Raises: what `check_target` does, BundleError when a file of an engine is lacking.
+    Raises: what `check_target` does, BundleError when a file of an engine is lacking, OutputError on a full disk.
     """
     path = Path(path)
-    with _lock(path):
-        check_target(path, overwrite=overwrite)
+    check_target(path, overwrite=overwrite)
     if lacking := sorted(_needed(manifest) - set(files)):
         raise BundleError(f"Every engine of the manifest must be among the files; {lacking} are not.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        new = Path(scratch) / "new"
+    with writing(path), scratch_folder(path) as scratch:
+        new = scratch / "bundle"
         new.mkdir()
         for name, content in files.items():
             (new / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
@@ -335,9 +344,12 @@ def write_bundle(
         (new / MANIFEST).write_text(text)
         (new / SEAL).write_text(sha256_of([text.encode()]) + "\n")
         written = open_bundle(new).manifest
-        with _lock(path):
-            check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
-            _put_in_place(new, path, Path(scratch) / "old")
+        check_target(path, overwrite=overwrite)  # again: writing takes time, and others may write too
+        try:
+            put_in_place(new, path, overwrite=overwrite)
+        except OSError:
+            check_target(path, overwrite=overwrite)  # who was faster by a moment
+            raise
     return Bundle(path, written)
 
 
@@ -355,24 +367,6 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         why = "cannot be written to" if folder.is_dir() else "is a file"
         raise UsageError(f"A bundle needs a folder that can be written to; {folder} {why}. Choose another path.")
-
-
-def _put_in_place(new: Path, path: Path, old: Path) -> None:
-    """Rename `new` to `path`, what was there to `old`; the old one comes back when that fails."""
-    if path.exists():
-        path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
-
-
-def _lock(path: Path) -> FileLock:
-    """For the moment in which a bundle takes its place; away from it, as a lock leaves a file."""
-    digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"glmd-{digest}.lock")
 
 
 def _read_manifest(path: Path, sizes: Mapping[str, int]) -> bytes:

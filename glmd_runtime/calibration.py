@@ -39,6 +39,8 @@ class CalibrationSpec:
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.lower <= self.upper <= 1):
             raise ValueError(f"alpha and lower <= upper must be in 0..1; got {self}")
+        if not np.isfinite(self.score_thresholds).all():
+            raise ValueError(f"score_thresholds must be finite; got {self.score_thresholds}")
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "score_thresholds": list(self.score_thresholds)}
@@ -95,7 +97,7 @@ class Calibration:
         """
         scores = calibrate(found.scores, found.class_ids, logits, self.prototypes, self.spec)
         thresholds = np.asarray(spec.score_thresholds, np.float32)[found.class_ids]
-        passed = (scores > thresholds) | (thresholds <= np.float32(self.spec.lower))
+        passed = np.isfinite(scores) & ((scores > thresholds) | (thresholds <= np.float32(self.spec.lower)))
         order = np.argsort(-scores, kind="stable")
         return replace(found, scores=np.clip(scores, 0, 1))[order[passed[order]]]
 
@@ -111,8 +113,8 @@ def read_prototypes(content: bytes, path: Path, classes: int) -> NDArray[np.floa
         prototypes = load(content)["prototypes"]
     except (SafetensorError, KeyError, ValueError) as error:
         raise BundleError(f"{path} holds no prototypes: {error!r}. Export the bundle again.") from error
-    if prototypes.ndim != 2 or len(prototypes) != classes:
+    if prototypes.ndim != 2 or len(prototypes) != classes or not np.isfinite(prototypes).all():
         raise BundleError(
-            f"{path} must hold prototypes of shape ({classes}, D); got {prototypes.shape}. Export the bundle again."
+            f"{path} must hold finite prototypes of shape ({classes}, D); got {prototypes.shape}. Export it again."
         )
     return np.asarray(prototypes, np.float32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,10 @@ from rich.status import Status
 from rich.text import Text
 
 from glmd_runtime.errors import GlmdError, UnsupportedError
+from glmd_runtime.scratch import full_disk, is_full
+
+# Each library has its own error for it, and they share no base.
+_OUT_OF_MEMORY = re.compile(r"MemoryError|out ?of ?memory|insufficient memory|can't allocate|bad alloc", re.IGNORECASE)
 
 
 def run_command(
@@ -35,14 +41,21 @@ def run_command(
     """
     try:
         command(parser.parse_args(arguments))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped; {stopped}", file=sys.stderr)
         return 130
     except (GlmdError, OSError) as error:
-        return _fail(parser.prog, one_line(error), getattr(error, "exit_code", GlmdError.exit_code))
+        return _fail(parser.prog, _remedied(error), getattr(error, "exit_code", GlmdError.exit_code))
     except ModuleNotFoundError as error:
         remedy = f"{error.name} is not installed. Run in the SDK's folder: pip install '.[{extra}]'"
         return _fail(parser.prog, remedy, UnsupportedError.exit_code)
+    except Exception as error:
+        if not _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+            raise  # our own bug
+        said = f"memory ran out ({one_line(error) or type(error).__name__})"
+        remedy = "End other programs, or ask for less: a smaller batch, fewer workers or threads, smaller pictures."
+        return _fail(parser.prog, f"{said}. {remedy}", GlmdError.exit_code)
     return 0
 
 
@@ -54,7 +67,19 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def _remedied(error: Exception) -> str:
+    if isinstance(error, OSError) and is_full(error):  # of a stream Python does not say which
+        return str(full_disk(error.filename or "An output", error))
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename}: {error.strerror}. Ask its owner for the right to it, or choose another path."
+    return one_line(error)
+
+
 def _fail(prog: str, text: str, code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk, or nobody reads it: Python's own end would fail on it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"{prog}: error: {text}", file=sys.stderr)
     return code
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -19,7 +20,7 @@ from glmd_runtime.bundle import ENROLLED, Bundle, open_bundle, write_bundle
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.detections import Detections
 from glmd_runtime.enroll import Enrolment, Regions, checked_boxes, learn, read_enrolment, regions
-from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.errors import BundleError, EngineError, FrameError, GlmdError, UnsupportedError, UsageError
 from glmd_runtime.front_end import Camera, FrontEnd, Prepared
 from glmd_runtime.images import Images, as_numpy, to_images, to_tiles
 from glmd_runtime.overlap import overlapped
@@ -28,6 +29,8 @@ from glmd_runtime.preprocess import Geometry, PreprocessSpec
 from glmd_runtime.selection import open_best
 from glmd_runtime.tiles import merge, parse_tiles
 from glmd_runtime.video.frame import Frame
+
+_log = logging.getLogger(__name__)
 
 _Rest = Callable[[], list[Detections]]  # what is left to do when the network has said what it says
 _Answer = tuple[Prepared, _Rest | None]
@@ -143,7 +146,8 @@ class Detector:
         Args: frame, (H, W) uint8 intensities or uint16 raw counts, or (H, W, 3) uint8 BGR; numpy or DLPack, in host
             memory, for that is where frames are preprocessed.
         Returns: boxes in frame pixels, best score first.
-        Raises: FrameError for another array or one too small for the tiles, GlmdError after `close`.
+        Raises: FrameError for another array or one too small for the tiles, EngineError when the backend fails or its
+            answer is none, GlmdError after `close`.
         """
         return self.run_all([frame])[0]
 
@@ -180,7 +184,7 @@ class Detector:
         """What the network says of images, as what is left to do: to be called once, for one result a frame.
 
         That needs no engine, so the detector may be closed by then; thresholds are those of the moment it is called.
-        Raises: GlmdError after `close`, and what the backend raises.
+        Raises: GlmdError after `close`, EngineError as `run`.
         """
         with self._open_backend() as backend:
             raws = self._run_raw(backend, images)
@@ -229,9 +233,12 @@ class Detector:
 
     def _leave(self, backend: backends.Backend) -> None:
         if self._users.leave():
-            backend.close()
-            if self._calibrator:
-                self._calibrator.close()
+            for one in (backend, self._calibrator):
+                try:
+                    if one:
+                        one.close()
+                except Exception as error:  # nothing more is wanted of it, and what it gave is whole
+                    _log.warning("%s of %s could not be closed: %s", self._engine, self._bundle.path, error)
 
     def _run_raw(self, backend: backends.Backend, images: Images) -> list[RawOutputs]:
         """The graph's own answers, of its K classes."""
@@ -239,7 +246,18 @@ class Detector:
         self._check_images(pixels, len(geometries))
         valid_hw = np.asarray([geometry.valid_hw for geometry in geometries], np.float32)  # (N, 2)
         inputs = {"images": pixels if is_on_device(pixels) else np.asarray(pixels), "valid_hw": valid_hw}
-        return split_outputs(backends.run_padded(backend, self._manifest.graph.batch, inputs))
+        return split_outputs(self._answers(backend, inputs, len(geometries)))
+
+    def _answers(self, backend: backends.Backend, inputs: backends.Tensors, count: int) -> backends.Tensors:
+        engine = f"{self._engine} on {self._backend_name}"
+        try:
+            outputs = backends.run_padded(backend, self._manifest.graph.batch, inputs)
+        except GlmdError:
+            raise
+        except Exception as error:  # each library has its own kinds of error, and they share no base
+            raise EngineError(f"{engine} failed: {type(error).__name__}: {str(error).strip()}") from error
+        self._manifest.graph.check_outputs(outputs, count, engine)
+        return outputs
 
     def _check_images(self, images: Any, count: int) -> None:
         shape = (count, *self._manifest.graph.inputs["images"][1:])

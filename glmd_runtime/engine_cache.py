@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from glmd_runtime.errors import BundleError
 from glmd_runtime.plan import PlanRecord, cache_folder, sha256
+from glmd_runtime.scratch import put_in_place, scratch_folder
 
 PLAN = "model.engine"
 
@@ -56,12 +56,11 @@ def lock(folder: Path, timeout: float = -1) -> FileLock:
 @contextmanager
 def new_entry(folder: Path) -> Iterator[Path]:
     """A folder to build in, which takes the entry's place when the block ends without an error."""
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        new = Path(scratch) / "new"
+    with scratch_folder(folder) as scratch:
+        new = scratch / "engine"
         new.mkdir()
         yield new
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        put_in_place(new, folder, overwrite=True)
 
 
 def cached_engines() -> list[CachedEngine]:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -27,6 +26,7 @@ from glmd_runtime.documents import parse_json
 from glmd_runtime.engine_cache import PLAN, engines_folder, entry_folder, lock, new_entry
 from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
 from glmd_runtime.plan import PlanRecord, log_path, record_path, sha256
+from glmd_runtime.scratch import scratch_folder, writing
 from glmd_runtime.verify import TOLERANCES, check_engine
 
 _log = logging.getLogger(__name__)
@@ -208,15 +208,16 @@ def build_plan(
         progress: told what the builder is at.
     Raises:
         UnsupportedError: the library is missing, or cannot build this model here, or crashed, or ran out of time or
-            memory; PrecisionError: the engine does not compute in the precision asked for; BundleError: no model.
+            memory; PrecisionError: the engine does not compute in the precision asked for; BundleError: no model;
+        OutputError: the disk is full.
     """
     if find_spec(library) is None:
         raise UnsupportedError(f"{library} is not installed. Run: {backends.BACKENDS[library].install}")
     if library == "tensorrt" and (reason := cuda.why_no_device()):
         raise UnsupportedError(f"tensorrt builds engines on the device that they will run on, but {reason}.")
     timings = timing_cache if library == "tensorrt" else None  # TensorRT-RTX would ask for a GPU
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        plan = Path(scratch) / out.name
+    with writing(out), scratch_folder(out) as scratch:
+        plan = scratch / out.name
         request = {
             "onnx": str(onnx.absolute()),
             "plan": str(plan.absolute()),
@@ -230,7 +231,7 @@ def build_plan(
         }
         log = log or log_path(out)
         with log.open("wb") as file:
-            outcome = _run(request, Path(scratch), file, timeout, host_memory or _host_memory(), progress)
+            outcome = _run(request, scratch, file, timeout, host_memory or _host_memory(), progress)
         record = _record(outcome, log)
         record.write(plan)
         record_path(plan).replace(record_path(out))
@@ -249,9 +250,8 @@ def _run(
     imported = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": imported}  # imports what we import
     messages: list[dict[str, Any]] = []
-    with subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-    ) as process:
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+    with subprocess.Popen(command, cwd=cwd, env=environment, text=True, **pipes) as process:
         reader = Thread(target=_read, args=(process.stdout, messages, progress), daemon=True)
         reader.start()
         try:
@@ -290,6 +290,8 @@ def _watch(process: subprocess.Popen[str], timeout: float, memory: int) -> str:
 
 def _how_it_died(code: int, log: Path) -> str:
     last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+    if code == -signal.SIGKILL:
+        return f"the builder was killed, as when memory runs out; end other programs. It said last: {last}"
     with suppress(ValueError):
         return f"the builder crashed with {signal.Signals(-code).name}; it said last: {last}"
     return f"the builder ended with exit code {code}; it said last: {last}"

@@ -144,6 +144,8 @@ def read_enrolment(content: bytes, path: Path, spec: EnrolledSpec, dimensions: i
             f"{path} must hold weights ({classes}, {dimensions}) and biases ({classes},); got {weights.shape} and "
             f"{biases.shape}. Enrol them again."
         )
+    if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
+        raise BundleError(f"{path} holds weights or biases that are no numbers. Enrol the classes again.")
     return Enrolment(spec, weights.astype(np.float32), biases.astype(np.float32))
 
 

@@ -7,6 +7,8 @@
     ├── DatasetError              1   an annotation file that contradicts itself or its pictures
     ├── CheckpointError           1   a checkpoint that is damaged or for another architecture
     ├── BundleError               1   a bundle with a missing, altered or unknown file
+    ├── OutputError               1   a file that could not be written to its end, as on a full disk
+    ├── EngineError               1   an engine that failed, or whose answers are none
     ├── ParityError               3   an engine whose answers differ from the checkpoint's
     ├── PrecisionError            4   an engine that was not built in the precision asked for
     └── UnsupportedError          5   something this machine cannot do (a missing library, no device)
@@ -42,6 +44,14 @@ class CheckpointError(GlmdError):
 
 
 class BundleError(GlmdError):
+    pass
+
+
+class OutputError(GlmdError):
+    pass
+
+
+class EngineError(GlmdError):
     pass
 
 

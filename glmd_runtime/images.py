@@ -28,6 +28,12 @@ class Images:
     geometries: Sequence[Geometry]
     windows: Windows | None = None
 
+    def one_by_one(self) -> list[Images]:
+        """Each frame alone."""
+        if self.windows is not None:
+            return [self]
+        return [Images(self.pixels[i : i + 1], [geometry]) for i, geometry in enumerate(self.geometries)]
+
 
 def to_images(frames: Sequence[Any], spec: PreprocessSpec) -> Images:
     """N >= 1 frames, of whatever sizes, as `Detector.run` takes them; Raises: FrameError for another array."""

@@ -13,6 +13,7 @@ stream's slot holds its newest frame, so that a busy engine makes frames fewer, 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -26,7 +27,7 @@ from time import monotonic
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
-from glmd_runtime.errors import GlmdError, UsageError
+from glmd_runtime.errors import EngineError, GlmdError, UsageError
 from glmd_runtime.front_end import Camera, Prepared
 from glmd_runtime.images import Images
 from glmd_runtime.overlap import failed, network_threads
@@ -38,8 +39,12 @@ from glmd_runtime.video.sources import open_source
 from glmd_runtime.video.status import Status
 
 POLL = 0.1  # seconds between looks at the states of sources
+FAILED_IN_A_ROW = 50  # frames, of whatever streams, after which an engine is taken for dead
 
-_Answer = tuple[float, Callable[[], list[Detections]]]  # seconds, what `Detector.infer` returns
+_log = logging.getLogger(__name__)
+
+_Rest = Callable[[], Sequence[Detections | EngineError]]  # what `Detector.infer` leaves to do, or why it failed
+_Answer = tuple[float, _Rest]  # seconds, ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +118,7 @@ class Pipeline:
             self._at_once = detector.calls
             self._ahead = 0 if any(stream.newest for stream in self.streams) else 1  # calls that wait for the network
             self._turn_numbers = count(1)
+            self._failures = 0  # frames in a row
             self._served = dict.fromkeys(names, 0)  # the number of each stream's last turn
             self._announced: dict[str, Status] = {}
             stack.pop_all()
@@ -120,8 +126,9 @@ class Pipeline:
     def run(self) -> None:
         """Until every stream has ended, or `stop`.
 
+        A frame on which the network fails is dropped and counted where it is a camera's, and ends the stream of a file.
         Raises: the first error that ended a stream, with the stream's name, after the other streams have ended; at
-            once what `on_result` or `on_status` raises.
+            once what `on_result` or `on_status` raises, and EngineError when the network fails on frame after frame.
         """
         for stream in self.streams:
             stream.start(self._ready)
@@ -235,14 +242,23 @@ class Pipeline:
     def _infer(self, images: Images | None) -> _Answer:
         """In the network's thread. Without a picture, as of a closed shutter, there is nothing to find."""
         began = monotonic()
+        return monotonic() - began, self._found(images) if images else list
+
+    def _found(self, images: Images) -> _Rest:
+        """Where the network fails on several frames each goes alone, so that one costs no other its result."""
         detector = self._detector
         try:
-            rest = detector.infer(images) if images else list
-        except GlmdError:
-            if detector is self._detector:
+            return detector.infer(images)
+        except GlmdError as error:
+            if detector is not self._detector:
+                return self._found(images)  # another took its place, and it was closed, before it began
+            if not isinstance(error, EngineError):
                 raise
-            return self._infer(images)  # another took its place, and it was closed, before it began
-        return monotonic() - began, rest
+            failed, alone = error, images.one_by_one()
+        if len(alone) == 1:
+            return lambda: [failed]
+        answers = [self._found(one) for one in alone]
+        return lambda: [found for rest in answers for found in rest()]
 
     def _finish(self, call: _Call) -> Iterator[Result]:
         began = monotonic()
@@ -258,10 +274,24 @@ class Pipeline:
             if isinstance(prepared, Exception):
                 stream.fail(prepared)
                 continue
+            one = None if prepared.picture is None else next(found)
+            if isinstance(one, EngineError):
+                stream.lose(one)
+                self._count(stream, one)
+                continue
+            self._failures = 0 if one is not None else self._failures
             wait = {"wait": monotonic() - frame.captured - sum(worked.values())} if stream.live else {}
-            result = stream.finish(prepared, None if prepared.picture is None else next(found), {**wait, **worked})
+            result = stream.finish(prepared, one, {**wait, **worked})
             if result:
                 yield result
+
+    def _count(self, stream: Stream, error: EngineError) -> None:
+        """One more frame on which the network failed. Raises: EngineError where it is none of the frames' fault."""
+        self._failures += 1
+        if stream.live and self._failures == 1:
+            _log.warning("%s: the network failed on a frame: %s", stream.name, error)
+        if self._failures >= FAILED_IN_A_ROW:
+            raise EngineError(f"The engine failed on {self._failures} frames in a row, so every stream ends: {error}")
 
     def _announce(self) -> None:
         for stream in self.streams:

@@ -13,18 +13,21 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import load_plugins
-from glmd_runtime.errors import BundleError, GlmdError, PrecisionError, UnsupportedError
+from glmd_runtime.errors import BundleError, GlmdError, OutputError, PrecisionError, UnsupportedError, UsageError
 from glmd_runtime.onnx_file import check_onnx
 from glmd_runtime.plain_files import sha256_of
 from glmd_runtime.plan import PlanRecord, sha256
+from glmd_runtime.scratch import whole_file, writing
 
 _HALF, _INT8 = re.compile(r"half|fp16", re.IGNORECASE), re.compile(r"int8", re.IGNORECASE)
 _TYPES = {"fp16": _HALF, "int8": _INT8}  # how an engine's layers name the precision
@@ -48,6 +51,7 @@ class Request:
 
 def main() -> None:
     """Build what the first argument asks for; every outcome but a crash is the last line on stdout."""
+    Thread(target=_end_with_parent, daemon=True).start()
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # a library that prints must not disturb the lines
 
@@ -55,10 +59,20 @@ def main() -> None:
         lines.write(json.dumps(message) + "\n")
 
     try:
-        record = build(Request(**json.loads(sys.argv[1])), lambda text: send(progress=text))
+        request = Request(**json.loads(sys.argv[1]))
+        with writing(request.plan):
+            record = build(request, lambda text: send(progress=text))
         send(built=record)
     except GlmdError as error:
         send(error=[type(error).__name__, str(error)])
+    except MemoryError:
+        send(error=["UnsupportedError", "memory ran out while the engine was built; end other programs"])
+
+
+def _end_with_parent() -> None:
+    """Who waits for the engine holds the other end of stdin, and lets go of it in whatever way it ends."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def build(request: Request, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -200,10 +214,10 @@ def _check_engine(layers: str, convolutions: list[str], request: Request) -> Non
 
 
 def _keep_timings(config: Any, path: str) -> None:
+    """Without them the next build takes longer, and nothing else."""
     if path:
-        scratch = Path(f"{path}.{os.getpid()}")
-        scratch.write_bytes(config.get_timing_cache().serialize())
-        scratch.replace(path)
+        with suppress(OutputError, UsageError), whole_file(path) as partial:
+            partial.write_bytes(config.get_timing_cache().serialize())
 
 
 def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:

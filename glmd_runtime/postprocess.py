@@ -49,6 +49,10 @@ class PostprocessSpec:
     nms_iou: float = 0.5
     max_detections: int = 100
 
+    def __post_init__(self) -> None:
+        if not np.isfinite([*self.score_thresholds, self.nms_iou]).all():
+            raise ValueError(f"score_thresholds and nms_iou must be finite; got {self}")
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "score_thresholds": list(self.score_thresholds)}
 
@@ -71,9 +75,10 @@ def postprocess(
     """Threshold, NMS within each class, best `max_detections`, boxes to frame pixels; best score first.
 
     Thresholds and order are those of GLMDNet (detectron2's fast_rcnn_inference): strictly larger than the threshold,
-    NMS in network pixels, and only then are boxes mapped to the frame.
+    NMS in network pixels, and only then are boxes mapped to the frame. What is no number is never a detection.
     """
     passed = (raw.scores > np.asarray(spec.score_thresholds, np.float32)) & raw.valid[:, None]  # (R, K)
+    passed[passed] = np.isfinite(raw.scores[passed]) & np.isfinite(raw.boxes[passed]).all(axis=1)
     rows, class_ids = np.nonzero(passed)
     xyxy, scores = raw.boxes[rows, class_ids], raw.scores[rows, class_ids]
     kept = box_ops.nms_per_class(xyxy, scores, class_ids, spec.nms_iou)[: spec.max_detections]

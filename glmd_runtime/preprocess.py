@@ -40,6 +40,8 @@ class PreprocessSpec:
             raise FrameError(f"resize must be 'letterbox' or 'published'; got {self.resize!r}")
         if len(self.size_hw) != 2 or min(self.size_hw) < 1 or min(self.std) <= 0:
             raise FrameError(f"size_hw and std must be positive; got {self.size_hw} and {self.std}")
+        if not np.isfinite([*self.mean, *self.std]).all():
+            raise FrameError(f"mean and std must be finite; got {self.mean} and {self.std}")
 
     @property
     def channels(self) -> int:
@@ -103,6 +105,15 @@ def preprocess(frame: NDArray[Any], spec: PreprocessSpec) -> tuple[NDArray[np.fl
     image = np.zeros((spec.channels, *canvas_hw), np.float32)
     normalise(resized, spec, image[:, : valid_hw[0], : valid_hw[1]])
     return image, Geometry(frame.shape[:2], valid_hw)
+
+
+def is_frame(array: Any) -> bool:
+    """Whether it is one of the three kinds of camera array, with a pixel at least."""
+    try:
+        check_frame(array)
+    except FrameError:
+        return False
+    return True
 
 
 def check_frame(frame: NDArray[Any]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -18,35 +17,11 @@ from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, GlmdError, UsageError
+from glmd_runtime.scratch import whole_file, writing
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
 
 TICKS = 90_000  # a second, of a video's clock
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """An empty temporary file beside `path`; renamed to it when the block ends well, removed when it does not.
-
-    Raises: UsageError when there can be no file.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if path.is_dir():
-            raise UsageError(f"An output must be a file; {path} is a directory. Choose another path.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-    except OSError as error:
-        raise UsageError(
-            f"An output's folder must exist, or be possible to make, and be writable; {path}: {error.strerror}. "
-            "Choose another path."
-        ) from error
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_picture(path: str | Path, picture: NDArray[np.uint8]) -> None:
@@ -79,9 +54,10 @@ class StdoutSink:
         return self
 
     def write(self, frame: Frame, detections: Detections) -> None:
-        """Raises: GlmdError when nobody reads it any more."""
+        """Raises: GlmdError when nobody reads it any more, OutputError when it is a file on a full disk."""
         try:
-            print(json_line(frame, detections, source=self.source), flush=True)
+            with writing("Standard output"):
+                print(json_line(frame, detections, source=self.source), flush=True)
         except BrokenPipeError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own end would fail on it
             raise GlmdError("The program that reads standard output has ended; so does this one.") from error
@@ -107,13 +83,16 @@ class JsonlSink:
         return self
 
     def write(self, frame: Frame, detections: Detections) -> None:
-        self._file.write(json_line(frame, detections) + "\n")
-        if self._at_once and not self._file.line_buffering:
-            self._stack.close()  # which gives the file its name
-            self._file = self._stack.enter_context(self.path.open("a", encoding="utf-8", buffering=1))
+        """Raises: OutputError when the disk is full."""
+        with writing(self.path):
+            self._file.write(json_line(frame, detections) + "\n")
+            if self._at_once and not self._file.line_buffering:
+                self._stack.close()  # which gives the file its name
+                self._file = self._stack.enter_context(self.path.open("a", encoding="utf-8", buffering=1))
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        with writing(self.path):
+            self._stack.__exit__(*error)
 
 
 class Mp4Sink:
@@ -142,14 +121,17 @@ class Mp4Sink:
 
         Args: time, seconds since the first one, so that a stream that lost frames plays at its own pace; None for the
             next in a row.
+        Raises: OutputError when the disk is full.
         """
-        if self._part.hw not in (None, picture.shape[:2]):
-            self._stack.close()
-            self._begin(self._free_path())
-        self._part.write(picture, time)
+        with writing(self.path):
+            if self._part.hw not in (None, picture.shape[:2]):
+                self._stack.close()
+                self._begin(self._free_path())
+            self._part.write(picture, time)
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        with writing(self.path):
+            self._stack.__exit__(*error)
 
     def _begin(self, path: Path) -> None:
         with ExitStack() as stack:

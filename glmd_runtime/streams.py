@@ -112,7 +112,8 @@ class Stream:
 
     @property
     def drops(self) -> dict[str, int]:
-        """Frames that no engine saw, by cause: "late" for one that a newer one replaced, and what the source counts."""
+        """Frames without a result, by cause: "late" for one that a newer one replaced, "failed" for one on which the
+        network failed, and what the source counts."""
         with self._changed:
             return dict(self._dropped + Counter(self.source.drops))
 
@@ -208,6 +209,15 @@ class Stream:
             self._under_way -= 1
             self._slot = None
             self._changed.notify_all()
+
+    def lose(self, error: Exception) -> None:
+        """The network failed on a frame that was taken: a camera goes on with the next, of a file nothing may lack."""
+        if not self.live:
+            self.fail(error)
+            return
+        with self._changed:
+            self._dropped["failed"] += 1
+            self._under_way -= 1
 
     def _end(self, error: Exception | None) -> None:
         if self._ended is None or (error and not self.error):

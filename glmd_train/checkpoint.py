@@ -21,7 +21,7 @@ from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_runtime.sinks import whole_file
+from glmd_runtime.scratch import whole_file
 from glmd_train.classifier import Pcb
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet, build_model
@@ -58,7 +58,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float16) -> Path:
-    """Write the file whole or not at all; weights are stored in `dtype` (half by default: 8 MB for the light model)."""
+    """Write the file whole or not at all; weights are stored in `dtype` (half by default: 8 MB for the light model).
+
+    Those that are too large for it stay as they are. Raises: CheckpointError for weights that are no numbers.
+    """
     contract = {
         "format": FORMAT,
         "model": checkpoint.config.model_dump(mode="json"),
@@ -66,13 +69,27 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, dtype: torch.dtype = tor
         "postprocess": checkpoint.postprocess.to_dict(),
         "provenance": checkpoint.provenance,
     }
-    weights = {k: v.detach().cpu().to(dtype).contiguous() for k, v in checkpoint.model.state_dict().items()}
+    weights = {k: _stored(v.detach().cpu(), dtype) for k, v in checkpoint.model.state_dict().items()}
     if checkpoint.pcb:  # as it is: prototypes belong to these very weights
         contract["pcb"], tensors = checkpoint.pcb.to_tensors()
         weights |= {_PCB + k: v.contiguous() for k, v in tensors.items()}
+    _check_finite(weights, path)
     with whole_file(path) as partial:  # written by us: the library's own file is readable for its owner only
         partial.write_bytes(save(weights, metadata={"glmd": json.dumps(contract)}))
     return path
+
+
+def _stored(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    smaller = weights.to(dtype)
+    return (smaller if smaller.isfinite().all() else weights).contiguous()
+
+
+def _check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+    if wrong := [name for name, values in weights.items() if not values.isfinite().all()]:
+        raise CheckpointError(
+            f"{path} would hold, or holds, weights that are no numbers: NaN or infinity in {', '.join(wrong[:3])}, "
+            f"{len(wrong)} of {len(weights)} tensors. Use a checkpoint from before, or train again at a lower rate."
+        )
 
 
 def load_checkpoint(path: Path, *, config: Path | None = None, classes: Path | None = None) -> Checkpoint:
@@ -81,7 +98,8 @@ def load_checkpoint(path: Path, *, config: Path | None = None, classes: Path | N
     Weights are ours, or those of the published GLMDNet, of DeFRCN, or of a C4 detector of detectron2.
     Args: config (a training's YAML, ours or theirs) or classes (one name a line), for files of weights only: see
         `state_dict.describe`.
-    Raises: CheckpointError if the file is missing, damaged, not ours, or does not fit its own configuration;
+    Raises: CheckpointError if the file is missing, damaged, not ours, does not fit its own configuration, or holds
+        weights that are no numbers;
         UsageError if `config` or `classes` is lacking, contradicts the weights, or is given for a .safetensors file.
     """
     if not path.is_file():
@@ -104,6 +122,7 @@ def _load_pth(path: Path, config: Path | None, classes: Path | None) -> Checkpoi
     published = is_official(stored)
     weights = from_official(stored) if published else stored
     network = describe(weights, path, config, classes)
+    _check_finite(weights, path)
     model = _filled(network.model, weights, path, published_name if published else str)
     check_told(stored, model, network.preprocess.spec(), path)
     postprocess = PostprocessSpec((DEFAULT_SCORE,) * len(network.model.class_names))
@@ -147,6 +166,7 @@ def _load_pcb(contract: dict[str, Any], tensors: dict[str, Tensor], path: Path) 
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    path.open("rb").close()  # safetensors says of a file that may not be read that it is not there
     try:
         with safe_open(path, "pt") as file:
             contract = parse_json((file.metadata() or {}).get("glmd", "{}"))
@@ -159,6 +179,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} is not a checkpoint of this project: expected format {FORMAT!r} in its metadata, "
             f"got {reprlib.repr(told)}."
         )
+    _check_finite(weights, path)
     return contract, weights
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.draw import DARK, Picture, draw
-from glmd_runtime.sinks import save_picture, whole_file
+from glmd_runtime.scratch import whole_file
+from glmd_runtime.sinks import save_picture
 from glmd_train.data.coco import Record
 from glmd_train.support import summary
 from glmd_train.teach import Lesson, Taught

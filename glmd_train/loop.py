@@ -21,7 +21,7 @@ from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, save_checkpoint, transfer
 from glmd_train.config import TrainConfig
-from glmd_train.data.loaders import Batch, Slots, TrainingSet, collate, load_records, training_loader
+from glmd_train.data.loaders import Batch, Slots, TrainingSet, collate, load_records, lost_workers, training_loader
 from glmd_train.evaluate import evaluate, torch_predict
 from glmd_train.machine import compute_in_halves, keep_freed_memory
 from glmd_train.model.backbone import load_imagenet
@@ -39,7 +39,7 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
 
     A run that was stopped and is resumed gives the weights that it would have given without the stop: pictures, random
     samples and dropout follow from the seed and the iteration alone.
-    Raises: UsageError if the folder holds another run, GlmdError when a loss is not finite.
+    Raises: UsageError if the folder holds another run, GlmdError when a loss is not finite or a worker was ended.
     """
     folder = RunFolder(config.output)
     folder.check(config, resume)
@@ -70,7 +70,7 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
 
     wrapped.train()
     saved = time.monotonic()
-    with progress_bar(fabric.is_global_zero) as bar:
+    with progress_bar(fabric.is_global_zero) as bar, lost_workers():
         task = bar.add_task("", total=config.iterations, completed=first)
         for iteration, parts in enumerate(in_parts(loader, config.accumulate), start=first):
             set_rate(optimizer, iteration, config)
@@ -83,15 +83,15 @@ def fit(config: TrainConfig, resume: bool = False) -> Path:
                 fabric.log_dict({**values, "rate": optimizer.param_groups[0]["lr"]}, step=iteration)
                 folder.log({"iteration": iteration, **values})
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                save_checkpoint(folder.model, checkpoint)  # first, as it refuses weights that are no numbers
                 folder.store(model, optimizer, done)
-                save_checkpoint(folder.model, checkpoint)
                 saved = time.monotonic()
             if config.eval_every and done % config.eval_every == 0 and done < config.iterations:
                 folder.log({"iteration": done, "scores": validate(checkpoint, validation)})
 
     if fabric.is_global_zero:
-        folder.store(model, optimizer, config.iterations)
         save_checkpoint(folder.model, checkpoint)
+        folder.store(model, optimizer, config.iterations)
         checkpoint.provenance["scores"] = validate(checkpoint, validation)
         folder.log({"iteration": config.iterations, "scores": checkpoint.provenance["scores"]})
         save_checkpoint(folder.model, checkpoint)

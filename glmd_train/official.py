@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_runtime.sinks import whole_file
+from glmd_runtime.scratch import whole_file
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet
 from glmd_train.model.resnet import Res5, ResNetTrunk

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from glmd_runtime.documents import parse_json, read_json
 from glmd_runtime.errors import CheckpointError, UsageError
-from glmd_runtime.sinks import whole_file
+from glmd_runtime.scratch import whole_file, writing
 from glmd_train.config import TrainConfig
 from glmd_train.model.detector import GLMDNet
 from glmd_train.torch_file import read_torch
@@ -65,14 +66,17 @@ class RunFolder:
             _write_whole(log, "".join(line + "\n" for line in rows))
 
     def log(self, row: dict[str, Any]) -> None:
-        with (self.path / "log.jsonl").open("a") as file:
+        path = self.path / "log.jsonl"
+        with writing(path), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def store(self, model: GLMDNet, optimizer: torch.optim.Optimizer, iteration: int) -> None:
         """Everything that a continued run needs beside the configuration."""
-        partial = self.last.with_suffix(".partial")
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}, partial)
-        partial.replace(self.last)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
+        content = io.BytesIO()  # as torch would hide that a disk is full
+        torch.save(state, content)
+        with whole_file(self.last) as partial:
+            partial.write_bytes(content.getbuffer())
 
     def restore(self, model: GLMDNet, optimizer: torch.optim.Optimizer) -> int:
         """Load what `store` wrote; returns the iteration to go on with, 0 where nothing was stored.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import DatasetError, UsageError
-from glmd_runtime.sinks import whole_file
+from glmd_runtime.scratch import whole_file, work_folder
 from glmd_runtime.video.sources import read_picture
 from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.classifier import load_classifier
@@ -69,8 +68,8 @@ def read_lesson(
     checkpoint = load_checkpoint(base)
     content, pictures = read_labels(annotations, images)
     names = _classes(content, annotations, classes, checkpoint)
-    with tempfile.TemporaryDirectory() as scratch:
-        records = load_coco(_write(Path(scratch) / "labels.json", content, pictures), names)
+    with work_folder("glmd-teach") as scratch:
+        records = load_coco(_write(scratch / "labels.json", content, pictures), names)
     frames = tuple(background_pictures(background)) if background else ()
     findings = judge(records, names, checkpoint.config, checkpoint.preprocess, background=frames)
     return Lesson(base, names, content, pictures, records, frames, tuple(findings))
@@ -130,8 +129,8 @@ def teach(
     a threshold is at least such that 1000 more may be expected to have no more than `false_alarms`, with PCB as well.
     Args: log, a folder that gets the log of every training; step, told what begins.
     """
-    with tempfile.TemporaryDirectory(prefix="glmd-teach.") as scratch:
-        school = _School(lesson, Path(scratch), log, recipe, seed)
+    with work_folder("glmd-teach") as scratch:
+        school = _School(lesson, scratch, log, recipe, seed)
         found: list[Detections | None] = [None] * len(lesson.records)
         for number, tested in enumerate(_halves(lesson), start=1):
             step(f"train without {len(tested)} of {len(lesson.records)} pictures, to choose thresholds on them")

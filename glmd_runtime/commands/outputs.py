@@ -31,6 +31,7 @@ class Outputs:
         self.stream = stream
         self._given = {name: numbered(getattr(args, name), number) for name in OUTPUTS if getattr(args, name)}
         self._frames = self._detections = 0
+        self._whole = True  # whether every file has every frame
         self._milliseconds: deque[float] = deque(maxlen=REMEMBERED)
         self._best: Result | None = None
 
@@ -53,6 +54,7 @@ class Outputs:
 
     def add(self, result: Result) -> None:
         self._frames += 1
+        self._whole = False
         if not result.frame.held:  # of a closed shutter: its detections are those of the frame before
             self._detections += len(result.detections)
             self._milliseconds.append(result.seconds["detect"] * 1000)
@@ -64,13 +66,14 @@ class Outputs:
             self._lines.write(result.frame, result.detections)
         if self._video:
             self._video.write(draw(result.picture, result.detections), result.frame.time)
+        self._whole = True
 
     def __exit__(self, *error: Any) -> None:
         if self.stream.live and not self._frames:  # nothing came, so there is nothing to keep
             self._given = {}
             error = (GlmdError, GlmdError("no frame came"), None)
         # What a camera gave is whole wherever it ends, whatever ended it.
-        elif self.stream.live or (self.stream.finished and self.stream.error is None):
+        elif self.stream.live or (self.stream.finished and self.stream.error is None and self._whole):
             error = (None, None, None)
         self._stack.__exit__(*error)
         if error[0] is None and self._best and (path := self._given.get("picture")):

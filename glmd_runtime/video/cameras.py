@@ -149,7 +149,8 @@ class DeviceCamera:
                 if not there:
                     raise SourceError(f"{self._device} gives no more pictures")
                 stamp = device.get(cv2.CAP_PROP_POS_MSEC) / 1000  # the driver's
-                yield Shot(self._checked(np.asarray(image)), stamp if stamp > 0 else None)
+                whole = image is not None and image.size > 0
+                yield Shot(self._checked(image) if whole else None, stamp if stamp > 0 else None)
         finally:
             device.release()
 

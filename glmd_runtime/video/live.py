@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import SourceError, UsageError
+from glmd_runtime.preprocess import is_frame
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.decoding import check_counts
 from glmd_runtime.video.frame import Frame
@@ -137,7 +138,7 @@ class LiveSource(Source):
         self._index = 0
         self._start: float | None = None  # when the first frame was captured
         self._time = 0.0
-        self._shape: tuple[int, ...] | None = None
+        self._kind = ""  # size and type of the last picture
         self._attempt = 0
         self.status = Status("connecting", since=self._clock.now())
         self._on_status = on_status
@@ -199,7 +200,7 @@ class LiveSource(Source):
         began: float | None = None  # when the first came: connecting has a time limit of its own
         try:
             with closing(self._camera.shots()) as shots:
-                for shot in shots:
+                for shot in map(_without_what_is_none, shots):
                     if self._closed.is_set():
                         return None
                     if began is None:
@@ -238,18 +239,17 @@ class LiveSource(Source):
         return False
 
     def _check_picture(self, image: NDArray[Any]) -> None:
-        """The first of a connection, and one of another size, is news."""
-        if self.status.state == "running" and image.shape == self._shape:
+        """The first of a connection, and one of another size or type, is news. Raises: UsageError for no counts."""
+        kind = f"{image.shape[1]}x{image.shape[0]} {image.dtype}"
+        if self.status.state == "running" and kind == self._kind:
             return
-        if self._shape is None:
-            try:
-                check_counts(image, self._radiometry, self.name)
-            except SourceError as error:  # connecting again would not help
-                raise UsageError(str(error)) from None
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        was = f", before {self._shape[1]}x{self._shape[0]}" if self._shape and image.shape != self._shape else ""
-        self._shape, self.fps = image.shape, self._camera.fps
-        self._say("running", f"{size} {image.dtype}{was}")
+        try:
+            check_counts(image, self._radiometry, self.name)
+        except SourceError as error:  # connecting again would not help
+            raise UsageError(str(error)) from None
+        was = f", before {self._kind}" if self._kind not in ("", kind) else ""
+        self._kind, self.fps = kind, self._camera.fps
+        self._say("running", f"{kind}{was}")
 
     def _put(self, frame: Frame) -> None:
         with self._changed:
@@ -270,6 +270,11 @@ class LiveSource(Source):
             self.status = status = Status(state, detail, self._clock.now(), self._attempt)
             self._changed.notify_all()
         self._tell(status)
+
+
+def _without_what_is_none(shot: Shot | None) -> Shot | None:
+    """A camera may lie about its format, or hand on an empty buffer: what is no frame is as good as damaged."""
+    return Shot(None) if shot is not None and shot.image is not None and not is_frame(shot.image) else shot
 
 
 def check_live(policy: str, staleness: float) -> None:

@@ -10,6 +10,7 @@ import json
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, count
 from pathlib import Path
 from time import monotonic, time
 from typing import Any, TextIO
@@ -17,7 +18,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from glmd_runtime.documents import parse_json
-from glmd_runtime.errors import FrameError, SourceError, UsageError
+from glmd_runtime.errors import FrameError, GlmdError, OutputError, SourceError, UsageError
+from glmd_runtime.scratch import is_full
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
@@ -86,7 +88,11 @@ class Recorder:
         import_av()
 
     def write(self, frame: Frame) -> None:
-        """Append one frame. Raises: FrameError for an array that is none; UsageError when it cannot be written."""
+        """Append one frame.
+
+        Raises: FrameError for an array that is none; UsageError when it cannot be written, OutputError when the disk is
+            full.
+        """
         kind = _kind(frame)
         try:
             if self._part is None or self._part.kind != kind:
@@ -95,25 +101,23 @@ class Recorder:
                 self._part = _Part(self.paths[-1], self.fps, kind)
             self._part.write(frame)
         except OSError as error:  # PyAV's errors are OSErrors too
-            with suppress(UsageError):  # for the same reason
+            with suppress(GlmdError):  # for the same reason
                 self.close()
             raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> UsageError:
-        return UsageError(
+    def _unwritable(self, error: OSError) -> OutputError | UsageError:
+        return (OutputError if is_full(error) else UsageError)(
             f"A recording must be writable; {self.path}: {error.strerror}. Choose another path, or make room."
         )
 
     def _free_path(self) -> Path:
-        path, number = self.path, 1
-        while path.exists() or side_file(path).exists():
-            number += 1
-            path = self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        """A name that is now this recorder's: its lines are there, and whoever else records to the path goes on."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        names = (self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}") for number in count(2))
+        return next(path for path in chain([self.path], names) if not path.exists() and _claimed(side_file(path)))
 
     def close(self) -> None:
-        """Complete the file; calling it again does nothing. Raises: UsageError when that cannot be written."""
+        """Complete the file; calling it again does nothing. Raises: as `write`."""
         part, self._part = self._part, None
         try:
             if part is not None:
@@ -126,6 +130,15 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _claimed(path: Path) -> bool:
+    """Make an empty file; False where there is one already, even of another process since a moment ago."""
+    try:
+        path.open("x").close()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _kind(frame: Frame) -> tuple[tuple[int, ...], str]:

@@ -55,7 +55,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _translate(theirs: Path, output: Path) -> None:
     import yaml
 
-    from glmd_runtime.sinks import whole_file
+    from glmd_runtime.scratch import whole_file
     from glmd_train.official_yaml import is_published_yaml, translate
 
     if theirs.is_file() and not is_published_yaml(theirs):

@@ -228,7 +228,7 @@ def _write_pictures(folder: Path, one: Run) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    from glmd_runtime.sinks import whole_file
+    from glmd_runtime.scratch import whole_file
 
     with whole_file(path) as partial:
         partial.write_bytes(content)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmd_runtime.errors import DatasetError, UsageError
+from glmd_runtime.scratch import scratch_folder, writing
 from glmd_train.data.coco import parse_coco, picture_folder, read_coco, with_image_folder
 
 Protocol = Literal["paper", "strict"]
@@ -70,15 +69,13 @@ def write_splits(
     source = {"file": annotations.name, "sha256": hashlib.sha256(annotations.read_bytes()).hexdigest()}
     pictures = images or picture_folder(content, annotations)
     base = with_image_folder(content, pictures, folders[0] / "split.json")  # every seed is as far from them
-    partial = out / f".splits.{os.getpid()}.part"
-    try:
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(out), scratch_folder(out / "splits") as partial:
         for folder, split, seed in zip(folders, splits, seeds, strict=True):
             head = {"protocol": protocol, "seed": seed, "shots": shots, "source": source}
             _write_split(partial / folder.name, base, split, head)
         for folder in folders:
             (partial / folder.name).rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folders
 
 

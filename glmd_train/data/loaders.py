@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from glmd_runtime.errors import DatasetError
+from glmd_runtime.errors import DatasetError, GlmdError
 from glmd_runtime.looks import Looks, Statistics
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.config import AugmentConfig, DatasetConfig
@@ -142,6 +143,20 @@ def collate(samples: list[Sample]) -> Batch:
         for s in samples
     ]
     return images, valid_hw, targets
+
+
+@contextmanager
+def lost_workers() -> Iterator[None]:
+    """Raises: GlmdError when the system ends a worker; torch says so to whatever the loop is at."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise GlmdError(
+            f"A process that reads pictures was ended, as the system does when memory runs out ({error}). Set fewer "
+            "workers or a smaller batch_size; what was saved last goes on with --resume."
+        ) from None
 
 
 def training_loader(pictures: TrainingSet, slots: Slots, workers: int) -> DataLoader[Batch]:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -283,6 +284,33 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_bundle(path, tiny.manifest(), {"model.onnx": tmp_path / "absent.onnx"})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot exchange two names")
+def test_while_a_bundle_is_replaced_there_is_always_one(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be killed between any two steps."""
+    rename, seen = Path.rename, []
+
+    def renamed(self: Path, target: Path) -> Path:
+        try:
+            return rename(self, target)
+        finally:
+            seen.append(open_bundle(own_bundle))
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    tiny.bundle(own_bundle, batch=2, overwrite=True)
+    assert seen and open_bundle(own_bundle).manifest.graph.batch == 2
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_manifest_with_what_is_no_number(number: str, own_bundle: Path) -> None:
+    """Nothing would ever be detected: no score is above NaN."""
+    text = (own_bundle / MANIFEST).read_text().replace("0.2,", f"{number},", 1)
+    assert number in text
+    (own_bundle / MANIFEST).write_text(text)
+    (own_bundle / SEAL).write_text(hashlib.sha256(text.encode()).hexdigest())
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        open_bundle(own_bundle)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

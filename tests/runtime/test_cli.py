@@ -18,6 +18,9 @@ import pytest
 from glmd_runtime import backends, cli
 from glmd_runtime.bundle import open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
+from glmd_runtime.errors import OutputError
+from glmd_runtime.video.frame import Frame
+from glmd_runtime.video.recording import Recorder
 from tests import tiny
 from tests.conftest import skip_unless
 from tests.fakes import models
@@ -143,6 +146,21 @@ def test_a_failure_halfway_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> 
     done = call("run", "--engine", tiny_bundle, "--source", clip, *args, code=1)
     assert "c.png" in done.stderr
     assert list(out.iterdir()) == []
+
+
+def test_a_file_that_fails_at_the_last_frame_costs_the_others_too(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They lack that frame, though the source was read to its end."""
+    def full(self: Recorder, frame: Frame) -> None:
+        if frame.index == 2:
+            raise OutputError("no room")
+
+    monkeypatch.setattr(Recorder, "write", full)
+    out = tmp_path / "out"
+    args = ("--source", CLIP, "--json", out / "o.jsonl", "--record", out / "o.mkv")
+    code, _, said = call_here("run", "--engine", tiny_bundle, *args, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1 and "no room" in said and list(out.iterdir()) == []
 
 
 def test_interrupt_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from glmd_runtime import Detections, Detector, backends
 from glmd_runtime.backends.fake import FakeBackend
 from glmd_runtime.bundle import open_bundle
-from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.errors import BundleError, EngineError, FrameError, GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import RawOutputs, postprocess
 from glmd_runtime.preprocess import preprocess
 from glmd_runtime.verify import VerifyReport
@@ -183,3 +183,42 @@ def test_stream(tiny_bundle: Path) -> None:
         assert [(f.index, len(found)) for f, found in detector.stream(frames)] == [(i, 0) for i in range(4)]
         assert list(detector.stream([])) == []
         assert [f.index for f, _ in detector.stream("sim://air?frames=2&size=64x64")] == [0, 1]
+
+
+class Wrong(FakeBackend):
+    """Answers with something else."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__(tiny.graph_spec(), [[((10, 10, 20, 40), 0, 0.9)]])
+        self._answer = answer
+
+    def run(self, inputs: Any) -> Any:
+        return self._answer(super().run(inputs))
+
+    def close(self) -> None:
+        raise RuntimeError("it does not let go")
+
+
+def _raise(_: Any) -> Any:
+    raise RuntimeError("CUDA error 700")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (_raise, "failed: RuntimeError: CUDA error 700"),
+        (lambda outputs: None, "must answer with .* got {}"),
+        (lambda outputs: {**outputs, "boxes": outputs["boxes"][:, :1]}, r"must answer with .*'boxes': \(1, 1, 2, 4\)"),
+        (lambda outputs: {"boxes": outputs["boxes"], "valid": outputs["valid"]}, "must answer with"),
+        (lambda outputs: {**outputs, "scores": outputs["scores"] * np.nan}, "answered with no number"),
+    ],
+)
+def test_an_engine_that_fails_is_one_error_with_its_name(
+    answer: Any, said: str, tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        Detector(tiny_bundle, backend=Wrong(answer)) as detector,
+        pytest.raises(EngineError, match=rf"^model\.onnx on Wrong {said}"),
+    ):
+        detector.run(tiny.frames()[0])
+    assert "could not be closed: it does not let go" in caplog.text

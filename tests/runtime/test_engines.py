@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -278,6 +279,25 @@ def test_a_failed_build_is_one_error_and_leaves_its_log(
     with pytest.raises(error, match=rf"{message}.*log is {out / 'm.engine.log'}"):
         build_plan(onnx, out / "m.engine", library="tensorrt", precision="fp16", **options)  # type: ignore[arg-type]
     assert [path.name for path in out.iterdir()] == ["m.engine.log"]
+
+
+def test_a_builder_that_the_system_kills_says_what_to_do(
+    onnx: Path, gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.fault("hang")
+    monkeypatch.setattr(engines, "_watch", lambda process, *_: process.kill() or (process.wait() and ""))
+    with pytest.raises(UnsupportedError, match="killed, as when memory runs out; end other programs"):
+        build_plan(onnx, tmp_path / "m.engine", library="tensorrt", precision="fp16")
+
+
+def test_a_builder_ends_with_whoever_waits_for_it(onnx: Path, gpu: FakeGpu, tmp_path: Path) -> None:
+    gpu.fault("hang")
+    request = {"onnx": str(onnx), "plan": str(tmp_path / "m.engine"), "library": "tensorrt", "precision": "fp16"}
+    request |= {"plugin": "", "workspace": 1 << 30, "timing_cache": "", "device": 0}
+    command = [sys.executable, "-m", "glmd_runtime.plan_builder", json.dumps(request)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    assert done.returncode == 1 and not list(tmp_path.glob("m.engine"))
 
 
 def test_a_builder_that_cannot_start(onnx: Path, gpu: FakeGpu, tmp_path: Path) -> None:

@@ -133,12 +133,28 @@ def test_a_camera_that_is_slow_to_connect_gets_its_time() -> None:
 def test_another_size_is_news_and_the_frames_have_it() -> None:
     frames, said, _ = run([PICTURE, PICTURE, PICTURE[:2, :3], PICTURE[:2, :3]])
     assert [f.image.shape for f in frames] == [(4, 6), (4, 6), (2, 3), (2, 3)]
-    assert [s.detail for s in said if s.state == "running"] == ["6x4 uint16", "3x2 uint16, before 6x4"]
+    assert [s.detail for s in said if s.state == "running"] == ["6x4 uint16", "3x2 uint16, before 6x4 uint16"]
 
 
 def test_temperatures_travel_with_the_frames() -> None:
     frames, _, _ = run([PICTURE], radiometry=Radiometry(0.1, -273.15))
     assert frames[0].radiometry.celsius(frames[0].image)[0, 0] == pytest.approx(700 - 273.15)
+
+
+@pytest.mark.parametrize(
+    "lie", [PICTURE[:0], PICTURE[:0, :0], PICTURE.astype(np.float32), np.zeros((4, 6, 2), np.uint8), PICTURE.tobytes()]
+)
+def test_what_is_no_picture_is_as_good_as_damaged(lie: Any) -> None:
+    frames, _, source = run([PICTURE, Shot(lie), PICTURE + 1])
+    assert [f.index for f in frames] == [0, 2] and source.drops["corrupt"] == 1
+    _, said, _ = run([Shot(lie)] * CORRUPT_IN_A_ROW)
+    assert any("cannot be decoded" in status.detail for status in said)
+
+
+def test_a_camera_that_turns_to_eight_bits_has_no_temperatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be those of intensities, below -270 degrees."""
+    with pytest.raises(UsageError, match="needs 16-bit counts"):
+        run([PICTURE, PICTURE.astype(np.uint8)], radiometry=Radiometry())
 
 
 def test_temperatures_of_an_eight_bit_camera_are_refused_not_tried_again() -> None:

@@ -60,6 +60,13 @@ def test_a_device_that_gives_another_format(device: type[FakeCapture]) -> None:
         list(source)
 
 
+def test_a_device_that_hands_on_an_empty_buffer_loses_a_frame(device: type[FakeCapture]) -> None:
+    device.pictures = [PICTURE, PICTURE[:0], PICTURE + 1]
+    with open_source("v4l2:///dev/null?format=Y16", policy="every") as source:
+        stream = iter(source)
+        assert [next(stream).image[0, 0] for _ in range(2)] == [7000, 7001] and source.drops["corrupt"] == 1
+
+
 @pytest.mark.parametrize(("path", "expected"), [("/dev/video99", "not there"), ("/dev/null", "cannot be opened")])
 def test_a_device_that_is_none(path: str, expected: str) -> None:
     """The real OpenCV, without a device."""

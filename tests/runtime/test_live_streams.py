@@ -176,7 +176,7 @@ def test_another_size_in_the_middle(proxy: Proxy, server: Server) -> None:
             watch.more()
         finally:
             server.resize("320x240")
-    assert any(status.detail == "160x128 uint8, before 320x240" for status in watch.said)
+    assert any(status.detail == "160x128 uint8, before 320x240 uint8" for status in watch.said)
 
 
 def test_garbage_is_counted_and_not_served(proxy: Proxy) -> None:

@@ -140,7 +140,7 @@ def test_after_an_error_of_the_network_nothing_comes(tiny_bundle: Path) -> None:
             raise RuntimeError("out of memory")
 
     results: list[Result] = []
-    with pytest.raises(GlmdError, match=r"^a: RuntimeError: out of memory$"):
+    with pytest.raises(GlmdError, match=r"^a: model\.onnx on Engine failed: RuntimeError: out of memory$"):
         run(Pipeline([clip("a", 9)], detector(tiny_bundle, backend=Engine(fail)), on_result=results.append))
     assert [result.frame.index for result in results] == [0]
     stream = detector(tiny_bundle, backend=Engine(fail)).stream(clip("a", 9))

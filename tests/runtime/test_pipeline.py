@@ -20,8 +20,8 @@ from glmd_runtime.backends.base import Tensors
 from glmd_runtime.backends.fake import FakeBackend
 from glmd_runtime.bundle import write_bundle
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import FrameError, GlmdError, SourceError, UsageError
-from glmd_runtime.pipeline import Pipeline
+from glmd_runtime.errors import EngineError, FrameError, GlmdError, SourceError, UsageError
+from glmd_runtime.pipeline import FAILED_IN_A_ROW, Pipeline
 from glmd_runtime.streams import Result, Stream
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.source import Source
@@ -235,8 +235,55 @@ class NoEngine:
 
 
 def test_an_engine_that_fails_is_an_error_with_a_name(tiny_bundle: Path) -> None:
-    with pytest.raises(GlmdError, match=r"^a: RuntimeError: out of memory$"):
+    with pytest.raises(GlmdError, match=r"^a: model\.onnx on NoEngine failed: RuntimeError: out of memory$"):
         run(Pipeline([clip("a", 3)], detector(tiny_bundle, backend=NoEngine())))
+
+
+class FailsOn(FakeBackend):
+    """Fails whenever one of the pictures is brighter than the others, as of one that it cannot take."""
+
+    def __init__(self, batch: int = 1) -> None:
+        super().__init__(tiny.graph_spec(batch), [ROWS])
+
+    def run(self, inputs: Tensors) -> Tensors:
+        if (inputs["images"].mean(axis=(1, 2, 3)) > 1.5).any():
+            raise RuntimeError("overflow")
+        return super().run(inputs)
+
+
+def bright(index: int) -> Frame:
+    return Frame(np.full(tiny.SIZE_HW, 255, np.uint8), index, index / 25)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_camera_loses_the_frame_that_the_network_fails_on_and_nobody_else_does(
+    batch: int, tmp_path: Path, results: list[Result]
+) -> None:
+    bundle = tiny.bundle(tmp_path / "tiny.glmd", batch).path
+    cameras = [streams.Camera(name, [frame(0), frame(1) if name == "b" else bright(1), frame(2)]) for name in "ab"]
+    for camera in cameras:
+        camera.end()
+    pipeline = Pipeline(
+        [*cameras, clip("c", 3)], detector(bundle, backend=FailsOn(batch)), on_result=results.append, policy="every"
+    )
+    run(pipeline)
+    assert [of(results, name) for name in "abc"] == [[0, 2], [0, 1, 2], [0, 1, 2]]
+    assert [stream.drops.get("failed") for stream in pipeline.streams] == [1, None, None]
+
+
+def test_a_file_of_which_the_network_fails_on_a_frame_ends(tiny_bundle: Path, results: list[Result]) -> None:
+    file = Source("file", 25.0, 3, iter([frame(0), bright(1), frame(2)]))
+    with pytest.raises(EngineError, match=r"^file: model\.onnx on FailsOn failed: RuntimeError: overflow$"):
+        run(Pipeline([file, clip("whole", 3)], detector(tiny_bundle, backend=FailsOn()), on_result=results.append))
+    assert of(results, "file") == [0] and of(results, "whole") == [0, 1, 2]
+
+
+def test_an_engine_that_is_dead_ends_every_camera_with_one_error(tiny_bundle: Path) -> None:
+    cameras = [streams.Camera(name, [frame(i) for i in range(FAILED_IN_A_ROW)]) for name in "ab"]
+    pipeline = Pipeline(cameras, detector(tiny_bundle, backend=NoEngine()), policy="every")
+    with pytest.raises(EngineError, match=rf"failed on {FAILED_IN_A_ROW} frames in a row.*model\.onnx on NoEngine"):
+        run(pipeline)
+    assert sum(stream.drops["failed"] for stream in pipeline.streams) == FAILED_IN_A_ROW
 
 
 def test_what_on_result_raises_comes_out_at_once(tiny_bundle: Path) -> None:

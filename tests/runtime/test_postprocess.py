@@ -44,6 +44,15 @@ def test_each_class_has_its_threshold() -> None:
     assert detect([(BOX, 0, 0.4), (BOX, 1, 0.4)]).names == ["person"]
 
 
+@pytest.mark.parametrize("none", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_no_detection(none: float) -> None:
+    beyond = (none, *BOX[1:])
+    found = detect([(BOX, 0, none), (beyond, 0, 0.9), ((*BOX[:3], none), 1, 0.9), (BOX, 1, 0.8)])
+    assert found.class_ids.tolist() == [1] and found.scores.tolist() == [np.float32(0.8)]
+    with pytest.raises(ValueError, match="finite"):
+        PostprocessSpec((0.3, none))
+
+
 def test_suppression_is_within_a_class() -> None:
     nearly = (11.0, 10.0, 31.0, 30.0)
     found = detect([(BOX, 0, 0.6), (nearly, 0, 0.9), (BOX, 1, 0.7)])

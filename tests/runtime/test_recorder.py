@@ -160,10 +160,21 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     path = tmp_path / "clip.mkv"
     result = subprocess.run([sys.executable, "-c", FULL + WRITER, str(path)], capture_output=True, text=True)
-    assert result.returncode and "UsageError: A recording must be writable" in result.stderr.splitlines()[-1]
+    assert result.returncode and "OutputError: A recording must be writable" in result.stderr.splitlines()[-1]
     assert "File too large" in result.stderr and "make room" in result.stderr
     with open_source(path) as source:
         assert sum(1 for _ in source) > 20
+
+
+def test_two_who_record_to_one_path_at_the_same_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # when either looks there is nothing yet
+    path = tmp_path / "clip.mkv"
+    with Recorder(path, 10) as one, Recorder(path, 10) as other:
+        for recorder, shift in ((one, 0), (other, 5)):
+            recorder.write(Frame(COUNTS + shift, 0, 0.0))
+    monkeypatch.undo()
+    for name, shift in (("clip.mkv", 0), ("clip-2.mkv", 5)):
+        assert_same(list(open_source(tmp_path / name)), [Frame(COUNTS + shift, 0, 0.0)])
 
 
 def test_a_line_that_was_cut_short(tmp_path: Path) -> None:

@@ -157,3 +157,25 @@ def test_transfer_refuses_another_architecture() -> None:
     other = build_model(ModelConfig(class_names=("person",), stride=16))
     with pytest.raises(CheckpointError, match="another architecture"):
         transfer(checkpoint(), other, ("person",))
+
+
+@pytest.mark.parametrize("none", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(none: float, saved: Path, tmp_path: Path) -> None:
+    """Compared with itself such a model is always right, as nothing of it can be compared."""
+    spoilt = checkpoint()
+    with torch.no_grad():
+        spoilt.model.rpn.objectness.weight[0, 0] = none
+    with pytest.raises(CheckpointError, match=r"no numbers: .*rpn\.objectness\.weight, 1 of"):
+        save_checkpoint(tmp_path / "a.safetensors", spoilt)
+    assert list(tmp_path.iterdir()) == []
+    weights = {**load_file(saved), "rpn.objectness.weight": spoilt.model.rpn.objectness.weight.detach()}
+    with pytest.raises(CheckpointError, match=r"no numbers: .*rpn\.objectness\.weight, 1 of"):
+        load_checkpoint(rewrite(tmp_path / "b.safetensors", saved, weights))
+
+
+def test_weights_too_large_for_half_are_kept(tmp_path: Path) -> None:
+    large = checkpoint()
+    with torch.no_grad():
+        large.model.rpn.objectness.weight[0, 0] = 1e5
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "a.safetensors", large))
+    assert loaded.model.rpn.objectness.weight[0, 0].unique().item() == 1e5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
+from glmd_runtime.errors import CheckpointError, GlmdError, OutputError, UnsupportedError, UsageError
 from glmd_runtime.thermal import Intensity
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.config import TrainConfig, load_config
+from glmd_train.data.loaders import lost_workers
 from glmd_train.loop import fit
 from glmd_train.optimizer import schedule
+from glmd_train.run_folder import RunFolder
 from tests.train.squares import draw_squares, glmd_train, write_config
 
 CONFIGS = Path(__file__).parents[2] / "glmd_train" / "configs"
@@ -220,3 +223,25 @@ def test_help_imports_no_framework() -> None:
     environment = {**os.environ, "COLUMNS": "100"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.stdout.strip().endswith("False") and "fit" in result.stdout
+
+
+def test_a_full_disk_costs_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Linear(2, 2)
+    folder, optimizer = RunFolder(tmp_path), torch.optim.SGD(layer.parameters(), 0.1)
+    folder.store(layer, optimizer, 1)  # type: ignore[arg-type]
+    before = folder.last.read_bytes()
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match=r"last\.pt could not be written to its end: No space"):
+        folder.store(layer, optimizer, 2)  # type: ignore[arg-type]
+    assert folder.last.read_bytes() == before and list(tmp_path.iterdir()) == [folder.last]
+
+
+def test_a_worker_that_the_system_ends_is_one_error() -> None:
+    with pytest.raises(GlmdError, match=r"memory runs out .*Killed.*fewer workers.*--resume"), lost_workers():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="our own"), lost_workers():
+        raise RuntimeError("our own")
