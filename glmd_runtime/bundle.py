@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.tuned import TunedSpec
+from glmd_runtime.values import each, text, whole
 
 SCHEMA_VERSION = 1
 MANIFEST, SEAL, REFERENCE, VERIFY = "manifest.json", "manifest.sha256", "reference.npz", "verify.json"
@@ -51,6 +53,8 @@ PCB_MODEL, PROTOTYPES, PCB_REFERENCE = "pcb.onnx", "prototypes.safetensors", "pc
 ENROLLED = "enrolled.safetensors"
 _OPTIONAL = {"calibration", "enrolled", "tuned"}  # keys that a manifest may lack
 _EXPORT_AGAIN = "Export or copy the bundle again."
+
+_MOST_NUMBERS = 1 << 28  # in one tensor of a graph
 
 Shape = tuple[int, ...]
 
@@ -79,7 +83,20 @@ class GraphSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraphSpec:
-        return cls(*({n: tuple(s) for n, s in values[side].items()} for side in ("inputs", "outputs")))
+        """Raises: AttributeError, KeyError or ValueError for values that `to_dict` does not give."""
+        return cls(*({n: each(whole, s, low=1) for n, s in values[side].items()} for side in ("inputs", "outputs")))
+
+    def check(self, classes: int, preprocess: PreprocessSpec) -> None:
+        """Raises: KeyError or ValueError unless the tensors fit each other, the classes and pixels, and memory."""
+        (b, *_), (_, r) = self.inputs["images"], self.outputs["valid"]
+        inputs: dict[str, Shape] = {"images": (b, preprocess.channels, *preprocess.size_hw), "valid_hw": (b, 2)}
+        outputs: dict[str, Shape] = {"boxes": (b, r, classes, 4), "scores": (b, r, classes), "valid": (b, r)}
+        if "features" in self.outputs:
+            outputs["features"] = (b, r, *self.outputs["features"][2:3])
+        if (self.inputs, self.outputs) != (inputs, outputs):
+            raise ValueError(f"the graph must have {inputs} and {outputs}; got {self.inputs} and {self.outputs}")
+        if max(map(math.prod, (*inputs.values(), *outputs.values()))) > _MOST_NUMBERS:
+            raise ValueError(f"a tensor of the graph has at most {_MOST_NUMBERS} numbers; got {inputs} and {outputs}")
 
 
 @dataclass(frozen=True)
@@ -136,9 +153,9 @@ class Manifest:
                 f"unknown {sorted(unknown)}. {_EXPORT_AGAIN}"
             )
         try:
-            return cls(
-                name=values["name"],
-                class_names=tuple(values["class_names"]),
+            manifest = cls(
+                name=text(values["name"]),
+                class_names=each(text, values["class_names"]),
                 preprocess=PreprocessSpec.from_dict(values["preprocess"]),
                 postprocess=PostprocessSpec.from_dict(values["postprocess"]),
                 graph=GraphSpec.from_dict(values["graph"]),
@@ -147,8 +164,21 @@ class Manifest:
                 enrolled=EnrolledSpec.from_dict(values["enrolled"]) if "enrolled" in values else None,
                 tuned=TunedSpec.from_dict(values["tuned"]) if "tuned" in values else None,
             )
+            manifest._check()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error
+        return manifest
+
+    def _check(self) -> None:
+        """Raises: KeyError or ValueError for parts of a manifest that do not fit each other, or are no texts."""
+        self.graph.check(len(self.class_names), self.preprocess)
+        each(text, [*self.engines.values(), *self.sha256.values()])
+        if not self.engines:
+            raise ValueError("it names no engine")
+        counts = {len(self.postprocess.score_thresholds)}
+        counts |= {len(self.calibration.score_thresholds)} - {0} if self.calibration else set()  # 0: as without it
+        if counts != {len(self.class_names)}:
+            raise ValueError(f"{len(self.class_names)} classes need as many score thresholds; got {sorted(counts)}")
 
 
 @dataclass(frozen=True, eq=False)

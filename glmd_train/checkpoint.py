@@ -6,6 +6,8 @@ Files of torch.save are read as well; they hold weights alone, so the rest must 
 from __future__ import annotations
 
 import json
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,13 +103,22 @@ def _load_pth(path: Path, config: Path | None, classes: Path | None) -> Checkpoi
     published = is_official(stored)
     weights = from_official(stored) if published else stored
     network = describe(weights, path, config, classes)
-    model = build_model(network.model)
-    check_fit(model.state_dict(), weights, path, published_name if published else str)
-    model.load_state_dict(weights)
+    model = _loaded(network.model, weights, path, published_name if published else str)
     check_told(stored, model, network.preprocess.spec(), path)
     postprocess = PostprocessSpec((DEFAULT_SCORE,) * len(network.model.class_names))
     told = next(file.name for file in (config, classes) if file)
     return Checkpoint(model.eval(), network.model, network.preprocess.spec(), postprocess, {"described_by": told})
+
+
+def _loaded(
+    config: ModelConfig, weights: dict[str, Tensor], path: Path, name: Callable[[str], str] = str
+) -> GLMDNet:
+    """The network with its weights. Raises: CheckpointError, before it takes memory, if they are of another one."""
+    with torch.device("meta"):
+        check_fit(build_model(config).state_dict(), weights, path, name)
+    model = build_model(config)
+    model.load_state_dict(weights)
+    return model
 
 
 def _load_safetensors(path: Path) -> Checkpoint:
@@ -118,11 +129,9 @@ def _load_safetensors(path: Path) -> Checkpoint:
         preprocess = PreprocessSpec.from_dict(contract["preprocess"])
         postprocess = PostprocessSpec.from_dict(contract["postprocess"])
         pcb = _load_pcb(contract, tensors, path)
-    except (KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise CheckpointError(f"{path} has a contract this version cannot read: {error}") from error
-    model = build_model(config)
-    check_fit(model.state_dict(), weights, path)
-    model.load_state_dict(weights)
+    model = _loaded(config, weights, path)
     return Checkpoint(model.eval(), config, preprocess, postprocess, contract.get("provenance", {}), pcb)
 
 
@@ -138,12 +147,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             contract = json.loads((file.metadata() or {}).get("glmd", "{}"))
             weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is not a safetensors checkpoint, or is damaged: {error}") from error
-    if contract.get("format") != FORMAT:
+    if not isinstance(contract, dict) or contract.get("format") != FORMAT:
+        format = contract.get("format") if isinstance(contract, dict) else contract
         raise CheckpointError(
             f"{path} is not a checkpoint of this project: expected format {FORMAT!r} in its metadata, "
-            f"got {contract.get('format')!r}."
+            f"got {reprlib.repr(format)}."
         )
     return contract, weights
 

@@ -21,7 +21,7 @@ from benchmarks.common import RESULTS, conditions, write
 from tests.trust.parts import Form, Part
 from tests.trust.report import write_report
 
-AREAS: tuple[str, ...] = ()  # modules of tests.trust, each with its PARTS
+AREAS: tuple[str, ...] = ("fuzz",)  # modules of tests.trust, each with its PARTS
 
 
 def main() -> int:
