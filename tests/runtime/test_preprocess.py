@@ -171,7 +171,8 @@ def test_wrong_specs_are_named(changes: dict[str, object], message: str) -> None
 
 def test_a_frame_of_one_line_keeps_a_pixel() -> None:
     """Its other edge would be shorter than half a pixel."""
-    image, geometry = preprocess(np.zeros((1, 129), np.uint8), PreprocessSpec((20, 40), (0.0,), (1.0,), resize="published"))
+    spec = PreprocessSpec((20, 40), (0.0,), (1.0,), resize="published")
+    image, geometry = preprocess(np.zeros((1, 129), np.uint8), spec)
     assert image.shape == (1, 1, 40) and geometry.valid_hw == (1, 40)
 
 

@@ -178,7 +178,8 @@ def test_a_line_that_was_cut_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"index": 1}', b"[]", b"no line", b'{"index": 0, "time": 0, "wall": 0, "radiometry": [1]}', bytes(30), b"\xff\xfe",
+        b'{"index": 1}', b"[]", b"no line", bytes(30), b"\xff\xfe",
+        b'{"index": 0, "time": 0, "wall": 0, "radiometry": [1]}',
         b'{"index": 0, "time": NaN, "wall": 0, "radiometry": null}',
         b'{"index": 1e999, "time": 0, "wall": 0, "radiometry": null}',
         b'{"index": 0, "time": 0, "wall": 0, "radiometry": "12"}',

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tests.trust.fuzz_engine import WAITING, Diary
+from tests.trust.fuzz_plugins import sanitized
 from tests.trust.parts import Figures, Form, Part, require
 
 ROOT = Path(__file__).parents[2]
@@ -83,9 +84,12 @@ def report(target: str, code: int, executions: int, data: bytes, said: str) -> s
     kept = FOUND / f"{target}-{hashlib.sha256(data).hexdigest()[:12]}"
     kept.write_bytes(data)
     return (
-        f"{target} ended with {code} after {executions} executions:\n{said[-4000:]}\nIts input is kept; run it again by\n"
-        f"  python -m tests.trust.fuzz_engine {target} $(mktemp -d) --input {kept}\n{data[:2000].hex()}"
+        f"{target} ended with {code} after {executions} executions:\n{said[-4000:]}\nIts input is kept; run it again:\n"
+        f"    python -m tests.trust.fuzz_engine {target} $(mktemp -d) --input {kept}\n{data[:2000].hex()}"
     )
 
 
-PARTS = [Part(f"fuzz.{target}", f"fuzzed: {READS[target]}", partial(fuzz, target)) for target in RUNS]
+PARTS = [
+    *(Part(f"fuzz.{target}", READS[target], partial(fuzz, target)) for target in RUNS),
+    Part("fuzz.sanitized_plugins", "the plugins' kernels under AddressSanitizer, with numbers of any kind", sanitized),
+]

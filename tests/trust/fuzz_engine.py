@@ -66,7 +66,7 @@ class Diary:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("target")
-    options.add_argument("folder", type=lambda text: Path(text).resolve(), help="an empty one, best in memory; the diary is left there")
+    options.add_argument("folder", type=lambda text: Path(text).resolve(), help="an empty one; the diary is left there")
     options.add_argument("--runs", type=int, default=0)
     options.add_argument("--input", type=Path, help="a file to run the target on, once")
     given = options.parse_args()
@@ -129,7 +129,7 @@ def guided(atheris: Any, execute: Callable[[bytes], None], target: Any, folder: 
         rng = Random(seed)
         if rng.random() < 0.2:
             return atheris.Mutate(data, largest)
-        # Most of what is new is refused, and so is what comes of it: beginning anew reaches what lies behind the checks.
+        # Most of what is new is refused, and so is what comes of it; seeds lead to what lies behind the first checks.
         return target.mutate(rng.choice(target.seeds) if rng.random() < 0.4 else data, rng)[:largest]
 
     arguments = [f"-runs={runs}", f"-seed={SEED}", f"-max_len={LARGEST}", "-len_control=0", "-mutate_depth=2"]

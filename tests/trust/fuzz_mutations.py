@@ -27,7 +27,8 @@ class Target:
 PART = b"\x1e"  # between the files of an input that is several
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 0.5, -0.0, 1e-300, 1e308, float("nan"), float("inf"), -float("inf"), 255, 65536,
-    2**31, 2**63, 10**30, "", " ", "a", "0", "nan", "../x", "/", "x/../../y", "\0", "\ud800", "é", "a" * 300, [], {}, [0],
+    2**31, 2**63, 10**30, "", " ", "a", "0", "nan", "../x", "/", "x/../../y", "\0", "\ud800", "é", "a" * 300, [], {},
+    [0],
     [[]], [1, 2], [1, 2, 3, 4], {"": 0}, {"a": {"b": []}}, [None], [[[[[[[[]]]]]]]],
 )
 WORDS = (
@@ -38,11 +39,12 @@ WORDS = (
 )
 # Each does something to a pickle's stack: builds, calls, names, remembers.
 OPERATIONS = (
-    b"(", b".", b"0", b"2", b"N", b"K\x05", b"M\xff\xff", b"}", b"]", b")", b"t", b"\x85", b"\x86", b"\x87", b"s", b"u",
-    b"e", b"a", b"R", b"b", b"o", b"\x81", b"\x92", b"\x93", b"Q", b"h\x00", b"q\x00", b"\x94", b"\x8f", b"\x90", b"\x91",
-    b"cos\nsystem\n", b"cbuiltins\neval\n", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"ccollections\nOrderedDict\n",
-    b"c_codecs\nencode\n", b"S'touch canary'\n", b"U\x02f4", b"\x8c\x02f8", b"ios\nsystem\n", b"\x82\x01", b"G" + bytes(8),
-    b"\x8a\x08" + b"\x7f" * 8, b"I99999999999\n", b"L-1L\n", b"\x96" + bytes(8), b"\x97", b"\x98", b"\x80\x05", b"1",
+    b"(", b".", b"0", b"2", b"N", b"K\x05", b"M\xff\xff", b"}", b"]", b")", b"t", b"\x85", b"\x86", b"\x87", b"s",
+    b"u", b"e", b"a", b"R", b"b", b"o", b"\x81", b"\x92", b"\x93", b"Q", b"h\x00", b"q\x00", b"\x94", b"\x8f",
+    b"\x90", b"\x91", b"cos\nsystem\n", b"cbuiltins\neval\n", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n",
+    b"ccollections\nOrderedDict\n", b"c_codecs\nencode\n", b"S'touch canary'\n", b"U\x02f4", b"\x8c\x02f8",
+    b"ios\nsystem\n", b"\x82\x01", b"G" + bytes(8), b"\x8a\x08" + b"\x7f" * 8, b"I99999999999\n", b"L-1L\n",
+    b"\x96" + bytes(8), b"\x97", b"\x98", b"\x80\x05", b"1",
 )
 _INTEGERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 

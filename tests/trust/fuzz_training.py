@@ -16,7 +16,6 @@ from tests.trust.fuzz_mutations import (
     attempt_all,
     joined,
     json_values,
-    octets,
     operations,
     parts,
     protobuf,
@@ -34,8 +33,9 @@ def yaml(folder: Path) -> Target:
     from glmd_train.official_yaml import is_published_yaml, translate
 
     base = {"VERSION": 2, "SOLVER": {"BASE_LR": 0.02}, "INPUT": {"MIN_SIZE_TRAIN": "(640, 800)"}}
+    heads = {"NAME": "Res5ROIHeads", "NUM_CLASSES": 72}
     theirs = {
-        "_BASE_": "base.yaml", "MODEL": {"WEIGHTS": "R-101.pkl", "PIXEL_MEAN": [1.0] * 3, "ROI_HEADS": {"NAME": "Res5ROIHeads", "NUM_CLASSES": 72}},
+        "_BASE_": "base.yaml", "MODEL": {"WEIGHTS": "R-101.pkl", "PIXEL_MEAN": [1.0] * 3, "ROI_HEADS": heads},
         "DATASETS": {"TRAIN": "('gcoco_train',)", "TEST": "()"}, "SOLVER": {"STEPS": "(85000, 100000)"},
     }
     ours = {
@@ -66,7 +66,7 @@ def _pictures(folder: Path, *names: str) -> Path:
 
 
 _COCO = {
-    "images": [{"id": 1, "file_name": "a.png", "width": 12, "height": 10}, {"id": 2, "file_name": "b.png", "width": 12, "height": 10}],
+    "images": [{"id": i, "file_name": name, "width": 12, "height": 10} for i, name in ((1, "a.png"), (2, "b.png"))],
     "annotations": [
         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3.5, 4], "iscrowd": 0, "area": 14},
         {"id": 2, "image_id": 2, "category_id": 2, "bbox": [0, 0, 12, 10], "iscrowd": 1},
@@ -118,11 +118,12 @@ def yolo(folder: Path) -> Target:
         for name, content in zip(names, split(data, 3), strict=True):
             (folder / name).write_bytes(content)
         attempt_all(
-            lambda: read_labels(described, images, "yolo"), lambda: convert(described, folder / "out.json", "yolo", "train")
+            lambda: read_labels(described, images, "yolo"),
+            lambda: convert(described, folder / "out.json", "yolo", "train"),
         )
 
     labels = "0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9\n"
-    lists = ['{"names": ["a", "b"], "nc": 2, "train": "images", "path": ""}', "names:\n  0: a\n  1: b\ntrain: train.txt\n"]
+    lists = ['{"names": ["a", "b"], "nc": 2, "train": "images", "path": ""}', "names: {0: a, 1: b}\ntrain: train.txt\n"]
     seeds = [joined(one, labels, "images/a.png\nimages/b.png\n") for one in lists]
     return Target(run, seeds, parts(json_values, words, words))
 
@@ -194,17 +195,17 @@ def checkpoint(folder: Path) -> Target:
     from glmd_train.state_dict import read_state_dict
 
     sizes = {"stem_channels": 1, "width_per_group": 1, "res2_channels": 1}
-    config = ModelConfig(class_names=("a", "b"), backbone="resnet50", resnet=sizes, cm=False, lr=False, crd=False, proposals=10)
+    config = ModelConfig(class_names=("a", "b"), backbone="resnet50", resnet=sizes, cm=False, lr=False, crd=False)
     spec, post = PreprocessSpec((64, 80), (127.0,), (128.0,)), PostprocessSpec((0.3, 0.3))
     whole = save_checkpoint(folder / "seed.safetensors", Checkpoint(build_model(config), config, spec, post, {"a": 1}))
     few = {"backbone.stem.conv.weight": np.ones((1, 1, 7, 7), np.float16), "rpn.conv.bias": np.ones(3, np.float32)}
     torch.save({"model": {name: torch.from_numpy(value) for name, value in few.items()}, "iteration": 3}, "seed.pth")
     enrolled = EnrolledSpec(("c",), (0.5,))
-    kinds = [
+    seeds = [
         whole.read_bytes(), save(few, {"glmd": "{}"}), prototypes_to_bytes(np.ones((2, 3), np.float32)),
-        Enrolment(enrolled, np.ones((1, 4), np.float32), np.ones(1, np.float32)).to_bytes(), Path("seed.pth").read_bytes(),
+        Enrolment(enrolled, np.ones((1, 4), np.float32), np.ones(1, np.float32)).to_bytes(),
+        Path("seed.pth").read_bytes(), pickle.dumps({"model": few, "__author__": "x"}, 2),
     ]
-    kinds += [pickle.dumps({"model": few, "__author__": "x"}, 2)]
     own, pth, pkl = folder / "a.safetensors", folder / "a.pth", folder / "a.pkl"
 
     def run(data: bytes) -> None:
@@ -218,7 +219,7 @@ def checkpoint(folder: Path) -> Target:
             lambda: read_prototypes(own, 2), lambda: read_enrolment(own, enrolled, 4), lambda: load_checkpoint(own)
         )
 
-    return Target(run, kinds, safetensors)
+    return Target(run, seeds, safetensors)
 
 
 class Escaped(BaseException):
@@ -248,7 +249,8 @@ def unpickler(folder: Path) -> Target:
             if seen or (folder / "canary").exists():
                 raise Escaped(seen)
 
-    arrays = {"w": np.arange(4, dtype="f4").reshape(2, 2), "f": np.asfortranarray(np.ones((2, 2))), "s": np.float32(2), "b": b"\x80"}
+    numbers = np.arange(4, dtype="f4").reshape(2, 2)
+    arrays = {"w": numbers, "f": np.asfortranarray(numbers), "s": np.float32(2), "b": b"\x80"}
     seeds = [pickle.dumps({"model": arrays, "__author__": "x"}, protocol) for protocol in range(6)]
     for seed in seeds:  # before the hook, since Python's own codecs are imported when they are first used
         run(seed)
