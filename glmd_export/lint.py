@@ -17,7 +17,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnxscript import ir
 
 from glmd_export.precision import BOX_ARITHMETIC, box_arithmetic
@@ -93,11 +92,12 @@ def lint(model_path: Path, target: Target) -> list[Finding]:
 def _read(path: Path) -> ir.Model:
     try:
         proto = onnx.load(path)
-    except (DecodeError, OSError) as error:
+        onnx.checker.check_model(proto)
+        with suppress(onnx.shape_inference.InferenceError):  # a type that contradicts another is what the rules are for
+            proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        return ir.from_proto(proto)
+    except Exception as error:  # of as many kinds as there are libraries
         raise BundleError(f"{path} cannot be read as an ONNX file: {error}. Export the checkpoint again.") from error
-    with suppress(onnx.shape_inference.InferenceError):  # a type that contradicts another is what the rules are for
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    return ir.from_proto(proto)
 
 
 class Graph:
@@ -159,7 +159,7 @@ def _control_flow(graph: Graph) -> Said:
 def _topk(graph: Graph) -> Said:
     for node in graph.of("TopK"):
         k = node.inputs[1].const_value if node.inputs[1] else None
-        if k is None:
+        if k is None or k.size != 1:
             yield _name(node), "TopK needs a constant K, or the shapes behind it are open. Fix K at export."
         elif (came := int(k.numpy().item())) > TOPK_LIMIT:
             yield _name(node), f"TopK takes K up to {TOPK_LIMIT}; got {came}. {_PLAIN}"

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import reprlib
@@ -48,6 +49,7 @@ from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, s
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.scratch import put_in_place, scratch_folder, writing
 from glmd_runtime.tuned import TunedSpec
+from glmd_runtime.values import each, text, whole
 
 SCHEMA_VERSION = 2
 NEEDS = "0.1.0"  # the first version of glmdnet-sdk that reads this schema, for older ones to name
@@ -62,6 +64,8 @@ _MOST_MANIFEST = 4 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SEAL_BYTES = 65
+
+_MOST_NUMBERS = 1 << 28  # in one tensor of a graph
 
 Shape = tuple[int, ...]
 
@@ -102,7 +106,20 @@ class GraphSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraphSpec:
-        return cls(*({n: tuple(s) for n, s in values[side].items()} for side in ("inputs", "outputs")))
+        """Raises: AttributeError, KeyError or ValueError for values that `to_dict` does not give."""
+        return cls(*({n: each(whole, s, low=1) for n, s in values[side].items()} for side in ("inputs", "outputs")))
+
+    def check(self, classes: int, preprocess: PreprocessSpec) -> None:
+        """Raises: KeyError or ValueError unless the tensors fit each other, the classes and pixels, and memory."""
+        (b, *_), (_, r) = self.inputs["images"], self.outputs["valid"]
+        inputs: dict[str, Shape] = {"images": (b, preprocess.channels, *preprocess.size_hw), "valid_hw": (b, 2)}
+        outputs: dict[str, Shape] = {"boxes": (b, r, classes, 4), "scores": (b, r, classes), "valid": (b, r)}
+        if "features" in self.outputs:
+            outputs["features"] = (b, r, *self.outputs["features"][2:3])
+        if (self.inputs, self.outputs) != (inputs, outputs):
+            raise ValueError(f"the graph must have {inputs} and {outputs}; got {self.inputs} and {self.outputs}")
+        if max(map(math.prod, (*inputs.values(), *outputs.values()))) > _MOST_NUMBERS:
+            raise ValueError(f"a tensor of the graph has at most {_MOST_NUMBERS} numbers; got {inputs} and {outputs}")
 
 
 @dataclass(frozen=True)
@@ -160,9 +177,9 @@ class Manifest:
                 f"unknown {sorted(unknown)}. {_EXPORT_AGAIN}"
             )
         try:
-            return cls(
-                name=values["name"],
-                class_names=tuple(values["class_names"]),
+            manifest = cls(
+                name=text(values["name"]),
+                class_names=each(text, values["class_names"]),
                 preprocess=PreprocessSpec.from_dict(values["preprocess"]),
                 postprocess=PostprocessSpec.from_dict(values["postprocess"]),
                 graph=GraphSpec.from_dict(values["graph"]),
@@ -171,8 +188,21 @@ class Manifest:
                 enrolled=EnrolledSpec.from_dict(values["enrolled"]) if "enrolled" in values else None,
                 tuned=TunedSpec.from_dict(values["tuned"]) if "tuned" in values else None,
             )
+            manifest._check()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST} has a value of another form: {error!r}. {_EXPORT_AGAIN}") from error
+        return manifest
+
+    def _check(self) -> None:
+        """Raises: KeyError or ValueError for parts of a manifest that do not fit each other, or are no texts."""
+        self.graph.check(len(self.class_names), self.preprocess)
+        each(text, [*self.engines.values(), *self.sha256.values()])
+        if not self.engines:
+            raise ValueError("it names no engine")
+        counts = {len(self.postprocess.score_thresholds)}
+        counts |= {len(self.calibration.score_thresholds)} - {0} if self.calibration else set()  # 0: as without it
+        if counts != {len(self.class_names)}:
+            raise ValueError(f"{len(self.class_names)} classes need as many score thresholds; got {sorted(counts)}")
 
 
 def migrated(values: Any, sizes: Mapping[str, int]) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError
 from glmd_runtime.postprocess import PostprocessSpec
+from glmd_runtime.values import each, number
 
 _TINY = 1e-12  # of a vector without length every cosine is 0
 
@@ -47,7 +48,9 @@ class CalibrationSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibrationSpec:
-        return cls(**{**values, "score_thresholds": tuple(values["score_thresholds"])})
+        """Raises: KeyError, TypeError or ValueError for values that `to_dict` does not give."""
+        read = {key: number(values[key], 0, 1) for key in ("alpha", "lower", "upper")}
+        return cls(**{**values, **read, "score_thresholds": each(number, values["score_thresholds"], low=0, high=1)})
 
     def postprocess(self, spec: PostprocessSpec) -> PostprocessSpec:
         """A model's own post-processing as it is with calibration."""

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from glmd_runtime.boxes import iou, nms
 from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
+from glmd_runtime.values import each, number, text
 
 Floats = NDArray[np.floating[Any]]
 
@@ -69,7 +70,8 @@ class EnrolledSpec:
 
     @classmethod
     def from_dict(cls, values: Any) -> EnrolledSpec:
-        spec = cls(*(tuple(values[key]) for key in ("class_names", "score_thresholds")))
+        """Raises: KeyError, TypeError or ValueError for values that `to_dict` does not give."""
+        spec = cls(each(text, values["class_names"]), each(number, values["score_thresholds"], low=0, high=1))
         if len(spec.class_names) != len(spec.score_thresholds):
             raise ValueError(f"every enrolled class needs a threshold; got {values}")
         return spec

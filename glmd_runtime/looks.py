@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glmd_runtime.values import number
+
 SATURATED = 40  # intensities between the largest and the smallest channel; JPEG makes less of a grey picture
 COLOURFUL = 0.1  # part of the pixels; what makes a picture a coloured one
 CLEAR = 8.0  # intensities; an object with less contrast says nothing of the polarity
@@ -59,7 +61,7 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Statistics:
-        return cls(**{name: (float(low), float(high)) for name, (low, high) in values.items()})
+        return cls(**{name: (number(low), number(high)) for name, (low, high) in values.items()})
 
 
 def colourful(frame: NDArray[Any]) -> float:

@@ -13,6 +13,7 @@ from glmd_runtime import boxes as box_ops
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import UsageError
 from glmd_runtime.preprocess import Geometry
+from glmd_runtime.values import each, number, whole
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ class PostprocessSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PostprocessSpec:
-        return cls(**{**values, "score_thresholds": tuple(values["score_thresholds"])})
+        """Raises: KeyError, TypeError or ValueError for values that `to_dict` does not give."""
+        read = {
+            "score_thresholds": each(number, values["score_thresholds"], low=0, high=1),
+            "nms_iou": number(values["nms_iou"], 0, 1),
+            "max_detections": whole(values["max_detections"], 1),
+        }
+        return cls(**{**values, **read})
 
     def with_threshold(self, score: float | None) -> PostprocessSpec:
         """One threshold for all classes; None for those that it has. Raises: UsageError for one outside of 0..1."""

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from glmd_runtime.errors import FrameError, UnsupportedError
 from glmd_runtime.looks import Statistics
 from glmd_runtime.thermal import Intensity
+from glmd_runtime.values import each, number, whole
+
+MOST_SIDE = 8192  # pixels of an image that a document may ask for
+_MOST = 1e6  # intensities, of a mean or deviation in a document
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,15 @@ class PreprocessSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PreprocessSpec:
-        lists = {key: tuple(values[key]) for key in ("size_hw", "mean", "std")}
-        statistics = Statistics.from_dict(values["statistics"]) if "statistics" in values else None
-        return cls(**lists, intensity=Intensity(**values["intensity"]), resize=values["resize"], statistics=statistics)
+        """Raises: FrameError, KeyError, TypeError or ValueError for values that `to_dict` does not give."""
+        return cls(
+            size_hw=each(whole, values["size_hw"], low=1, high=MOST_SIDE),  # type: ignore[arg-type]  # checked below
+            mean=each(number, values["mean"], low=-_MOST, high=_MOST),
+            std=each(number, values["std"], low=1 / _MOST, high=_MOST),
+            intensity=Intensity.from_dict(values["intensity"]),
+            resize=values["resize"],
+            statistics=Statistics.from_dict(values["statistics"]) if "statistics" in values else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,7 @@ def published_size(frame_hw: tuple[int, int], shorter: int, longest: int) -> tup
     if max(h, w) > longest:
         rescale = longest / max(h, w)
         h, w = h * rescale, w * rescale
-    return int(h + 0.5), int(w + 0.5)
+    return max(1, int(h + 0.5)), max(1, int(w + 0.5))
 
 
 def pillow_resize(picture: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:

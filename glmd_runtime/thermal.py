@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.agc import Curve, Histogram, apply_curve, clahe, percentile_curve, plateau_curve, window_curve
 from glmd_runtime.errors import FrameError
+from glmd_runtime.values import number, text
 
 Mode = Literal["percentile", "linear", "plateau", "clahe"]
 Polarity = Literal["white-hot", "black-hot"]
@@ -62,6 +64,12 @@ class Intensity:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         defaults = {f.name: f.default for f in fields(self) if f.name not in _ALWAYS_STORED}
         return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Intensity:
+        """Raises: FrameError, TypeError or ValueError for values that `to_dict` does not give."""
+        texts = ("mode", "polarity")
+        return cls(**{key: text(value) if key in texts else number(value) for key, value in values.items()})  # type: ignore[arg-type]
 
     def __call__(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
         """(H, W) uint16 counts -> (H, W) uint8; uint8 of any shape is returned as it is."""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from glmd_runtime.values import each, number, text, whole
+
 
 @dataclass(frozen=True)
 class TunedSpec:
@@ -47,7 +49,11 @@ class TunedSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TunedSpec:
-        return cls(**{**values, "data": tuple(values["data"])})
+        """Raises: KeyError, TypeError or ValueError for values that `to_dict` does not give."""
+        read: dict[str, Any] = {key: text(values[key]) for key in ("machine", "engine", "backend")}
+        read |= {key: number(values[key], 0) for key in ("budget_ms", "median_ms", "p90_ms", "ap", "ap50")}
+        threads = None if values["threads"] is None else whole(values["threads"], 1, 4096)
+        return cls(**{**values, **read, "threads": threads, "data": each(text, values["data"])})
 
 
 def this_machine() -> str:

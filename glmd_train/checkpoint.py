@@ -138,7 +138,7 @@ def _load_safetensors(path: Path) -> Checkpoint:
         preprocess = PreprocessSpec.from_dict(contract["preprocess"])
         postprocess = PostprocessSpec.from_dict(contract["postprocess"])
         pcb = _load_pcb(contract, tensors, path)
-    except (KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise CheckpointError(f"{path} has a contract this version cannot read: {error}") from error
     model = _filled(config, weights, path)
     return Checkpoint(model.eval(), config, preprocess, postprocess, contract.get("provenance", {}), pcb)

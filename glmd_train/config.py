@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import reprlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -27,7 +27,10 @@ from glmd_train import documents
 class _Strict(BaseModel):
     """Unknown keys are errors: a misspelt option must not be an option that silently keeps its default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_Channels = Annotated[int, Field(ge=1, le=4096)]
 
 
 class ResNetConfig(_Strict):
@@ -39,10 +42,10 @@ class ResNetConfig(_Strict):
     res2_channels    res2 gives so many, and every stage twice as many as the one before
     """
 
-    stem_channels: PositiveInt = 64
-    groups: PositiveInt = 1
-    width_per_group: PositiveInt = 64
-    res2_channels: PositiveInt = 256
+    stem_channels: _Channels = 64
+    groups: _Channels = 1
+    width_per_group: _Channels = 64
+    res2_channels: _Channels = 256
 
 
 class ModelConfig(_Strict):
@@ -282,7 +285,7 @@ _Config = TypeVar("_Config", bound=NetworkConfig)
 
 def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
     """The keys and values of a file, over those of the file that its `extends` names."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that can be none
         raise UsageError(f"--config expects a YAML file; {path} does not exist")
     try:
         values = documents.read_yaml(path)

@@ -33,7 +33,7 @@ __host__ __device__ inline Axis make_axis(float low, float high, float scale, in
     const float size = high * scale - 0.5f - start;
     if (!(fabsf(start) < INFINITY && fabsf(size) < INFINITY)) return {0.0f, 0.0f, 0, extent};
     const float bin = size / static_cast<float>(bins);
-    const float adaptive = fminf(ceilf(bin), kMostSamples);
+    const float adaptive = fminf(fmaxf(ceilf(bin), 0.0f), kMostSamples);  // none in a ROI whose ends are swapped
     return {start, bin, sampling_ratio > 0 ? sampling_ratio : static_cast<int>(adaptive), extent};
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,9 @@ class DeviceArray:
 def is_on_device(value: Any) -> bool:
     """Whether an array lies on a CUDA device, as far as it can say so itself."""
     if hasattr(value, "__dlpack_device__"):
-        return value.__dlpack_device__()[0] in (_CUDA, _CUDA_MANAGED)
+        with suppress(Exception):  # of whatever kind; what cannot say where it is fails when it is read
+            return value.__dlpack_device__()[0] in (_CUDA, _CUDA_MANAGED)
+        return False
     return hasattr(value, "__cuda_array_interface__")
 
 

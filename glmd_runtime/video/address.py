@@ -44,6 +44,8 @@ def parse_address(uri: str, keys: tuple[str, ...]) -> Address:
             f"expected an address with no @ but the one before the host; got {redacted(uri)}; in user, password, path "
             "and query write @ as %40, and in a password / as %2F, ? as %3F, # as %23"
         )
+    if "\0" in uri:
+        raise UsageError(f"expected an address without the character NUL; got {redacted(uri)!r}; remove it")
     base, mark, query = uri.partition("?") if "://" in uri else _split_path(uri)
     values: dict[str, Any] = {}
     others = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
@@ -33,7 +34,7 @@ def open_files(uri: str) -> Source:
 
     Raises: SourceError when there is nothing there, or nothing readable; UsageError for a wrong key or value.
     """
-    if uri and Path(uri).exists():
+    if os.path.exists(uri):  # unlike Path.exists, also False for a name that can be none
         return _open(uri, PICTURES_FPS, None)
     address = parse_address(uri, ("celsius", "fps"))
     if not address.location.strip():  # which would be the current directory
@@ -45,22 +46,22 @@ def files_of(uri: str) -> list[Path]:
     """The files and directories that a source on the disk is read from, those that exist; none for a URL."""
     if not uri or "://" in uri:
         return []
-    location = uri if Path(uri).exists() else parse_address(uri, ("celsius", "fps")).location
-    paths = [Path(location)] if Path(location).exists() else [Path(name) for name in glob(location, recursive=True)]
+    location = uri if os.path.exists(uri) else parse_address(uri, ("celsius", "fps")).location
+    paths = [Path(location)] if os.path.exists(location) else [Path(name) for name in glob(location, recursive=True)]
     sides = [side_file(path) for path in paths if path.is_file()]
     return [*paths, *(side for side in sides if side.is_file())]
 
 
 def _open(location: str, fps: float, radiometry: Radiometry | None) -> Source:
     path = Path(location)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _clip(path.name, _directory(path), fps, radiometry)
-    if has_magic(location) and not path.exists():
+    if has_magic(location) and not os.path.exists(path):
         return _clip(location, _pattern(location), fps, radiometry)
-    if path.is_char_device():
+    if os.path.exists(path) and path.is_char_device():
         raise SourceError(f"A source is {KINDS}; {path} is a device. A camera is v4l2://{path.absolute()}.")
-    if not path.is_file():
-        what = "is neither a file nor a directory" if path.exists() else "does not exist"
+    if not os.path.isfile(path):
+        what = "is neither a file nor a directory" if os.path.exists(path) else "does not exist"
         raise SourceError(f"A source is {KINDS}; {redacted(location)} {what}.")
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return _clip(path.name, [path], fps, radiometry)

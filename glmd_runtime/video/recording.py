@@ -21,6 +21,7 @@ from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import FrameError, GlmdError, OutputError, SourceError, UsageError
 from glmd_runtime.scratch import is_full
 from glmd_runtime.thermal import Radiometry
+from glmd_runtime.values import each, number, whole
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
 
@@ -51,18 +52,19 @@ class Note:
     @classmethod
     def of(cls, line: str) -> Note:
         values = parse_json(line)
-        gain, offset = values["radiometry"] or (0, 0)
-        radiometry = Radiometry(float(gain), float(offset)) if values["radiometry"] else None
-        return cls(int(values["index"]), float(values["time"]), float(values["wall"]), radiometry)
+        radiometry = None
+        if values["radiometry"] is not None:
+            gain, offset = each(number, values["radiometry"])
+            radiometry = Radiometry(gain, offset)
+        return cls(whole(values["index"]), number(values["time"]), number(values["wall"]), radiometry)
 
 
 def read_notes(path: Path) -> list[Note]:
     """The lines of the recording `path`; a last one that a crash cut short is left out. Raises: SourceError."""
     file = side_file(path)
-    lines = file.read_text("utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
+    *lines, _ = file.read_bytes().split(b"\n")
     try:
-        return [Note.of(line) for line in whole]
+        return [Note.of(line.decode()) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(
             f"{file} must hold a recording's lines; got {error!r}. Restore it, or move it away to read {path.name} as "

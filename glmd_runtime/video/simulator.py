@@ -69,7 +69,10 @@ class SceneSpec:
 
 def parse_sim_uri(uri: str) -> SceneSpec:
     """`sim://SCENE?seed=7&frames=90&size=WIDTHxHEIGHT&fps=30&objects=12&live=1`; each key may be left out."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # of brackets that hold no address
+        parts = urlsplit("")
     if parts.scheme != "sim" or parts.netloc not in SCENE_SIZES or parts.path not in ("", "/"):
         raise UsageError(f"expected sim://{' or sim://'.join(SCENE_SIZES)}; got {uri!r}; try sim://ground?seed=7")
     values: dict[str, Any] = {"scene": parts.netloc, "size_hw": SCENE_SIZES[parts.netloc]}

@@ -157,7 +157,7 @@ def picture_folder(content: dict[str, Any], annotations: Path) -> Path:
     beside = here.parent
     candidates = (here, here / "images", beside / "images", beside / annotations.stem.removeprefix("instances_"))
     first = [image.get("file_name") for image in content["images"][:1] if isinstance(image, dict)]
-    return next((folder for folder in candidates if first and (folder / str(first[0])).is_file()), here)
+    return next((folder for folder in candidates if first and os.path.isfile(folder / str(first[0]))), here)
 
 
 def with_image_folder(content: dict[str, Any], images: Path, file: Path) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def _record(
     folder: Path, source: Path,
 ) -> Record:
     h, w, path = image["height"], image["width"], folder / image["file_name"]
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that can be none
         raise DatasetError(f"{source} names {path}, which does not exist. Are the pictures in another folder?")
     for annotation in annotations:
         check_annotation(annotation, names, (h, w), source)

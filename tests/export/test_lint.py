@@ -284,7 +284,17 @@ def test_of_the_graphs_for_tensorrt(
     assert [target for target in BOTH if not lint(model, target)] == buildable
 
 
-def test_no_onnx_file(tmp_path: Path) -> None:
-    (tmp_path / "a.onnx").write_bytes(b"holiday pictures")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"holiday pictures",
+        graph([node("TopK", ["x"], ["y", "i"])], [("x", FLOAT, (4,))], [("y", FLOAT, (2,))]).SerializeToString(),
+        graph([node("Relu", ["x"], ["y"])], [("x", FLOAT, (4,))], [("z", FLOAT, (4,))]).SerializeToString(),
+        unary("Relu").SerializeToString().replace(b"Relu", b"Re\xff\xff"),
+    ],
+    ids=["another file", "too few inputs", "an output that nothing makes", "a name that is no text"],
+)
+def test_no_onnx_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(content)
     with pytest.raises(BundleError, match="cannot be read as an ONNX file"):
         lint(tmp_path / "a.onnx", "tensorrt")

@@ -129,6 +129,57 @@ def test_a_manifest_of_another_form(own_bundle: Path, change: Callable[[dict[str
         open_bundle(own_bundle)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "says"),
+    [
+        (("name",), 5, "expected a text; got 5"),
+        (("class_names",), "ab", "expected a list; got 'ab'"),
+        (("class_names",), ["person", {}], "expected a text"),
+        (("class_names",), ["person"], "the graph must have"),
+        (("engines",), {}, "names no engine"),
+        (("engines", "model.onnx"), ["fp32"], "expected a text"),
+        (("preprocess", "size_hw"), [64, 2**31], "whole number in 1..8192; got 2147483648"),
+        (("preprocess", "size_hw"), [64, 64.5], "whole number"),
+        (("preprocess", "size_hw"), [64, 81], "the graph must have"),
+        (("preprocess", "mean"), [float("nan")], "finite number"),
+        (("preprocess", "mean"), [10**400], "finite number"),
+        (("preprocess", "std"), [1e-30], "finite number"),
+        (("preprocess", "intensity", "low"), True, "finite number"),
+        (("preprocess", "intensity", "mode"), ["linear"], "expected a text"),
+        (("postprocess", "nms_iou"), {}, "finite number in 0..1"),
+        (("postprocess", "score_thresholds"), [0.1], "2 classes need as many score thresholds; got .1."),
+        (("postprocess", "max_detections"), -1, "whole number in 1"),
+        (("graph", "outputs", "valid"), [1, -1], "whole number in 1"),
+        (("graph", "outputs", "valid"), "14", "expected a list"),
+        (("graph", "outputs", "boxes"), [1, 4, 2, 5], "the graph must have"),
+        (("graph", "outputs", "scores"), [3, 4, 2], "the graph must have"),
+        (("graph", "outputs", "features"), [1, 4], "the graph must have"),
+        (("graph", "outputs", "features"), [1, 4, 2**30], "at most 268435456 numbers"),
+        (("graph", "outputs", "masks"), [1], "the graph must have"),
+        (("graph", "inputs", "images"), [], "not enough values"),
+    ],
+)
+def test_a_value_that_nothing_behind_it_expects(own_bundle: Path, keys: tuple[str, ...], value: Any, says: str) -> None:
+    """All of them were found by fuzzing, as errors of whatever used the value."""
+
+    def change(values: dict[str, Any]) -> None:
+        *above, last = keys
+        for key in above:
+            values = values[key]
+        values[last] = value
+
+    reseal(own_bundle, change)
+    with pytest.raises(BundleError, match=f"manifest.json has a value of another form: .*{says}"):
+        open_bundle(own_bundle)
+
+
+@pytest.mark.parametrize("digest", [5, None, [], "", "0"])
+def test_a_hash_that_is_none(own_bundle: Path, digest: Any) -> None:
+    reseal(own_bundle, lambda m: m["sha256"].update({"verify.json": digest}))
+    with pytest.raises(BundleError):
+        open_bundle(own_bundle)
+
+
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", '{"a": NaN}', "\xff"])
 def test_not_json(own_bundle: Path, text: str) -> None:
     seal(own_bundle, text.encode("latin1"))

@@ -176,6 +176,13 @@ def test_wrong_specs_are_named(changes: dict[str, object], message: str) -> None
         PreprocessSpec(**{"size_hw": (4, 4), "mean": (1.0,), "std": (1.0,), **changes})  # type: ignore[arg-type]
 
 
+def test_a_frame_of_one_line_keeps_a_pixel() -> None:
+    """Its other edge would be shorter than half a pixel."""
+    spec = PreprocessSpec((20, 40), (0.0,), (1.0,), resize="published")
+    image, geometry = preprocess(np.zeros((1, 129), np.uint8), spec)
+    assert image.shape == (1, 1, 40) and geometry.valid_hw == (1, 40)
+
+
 @pytest.mark.parametrize("spec", [GREY, COLOUR, PreprocessSpec((800, 1333), (0.0,), (1.0,), Intensity("linear", 1, 9))])
 def test_spec_survives_json(spec: PreprocessSpec) -> None:
     assert PreprocessSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

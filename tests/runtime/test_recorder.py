@@ -187,11 +187,18 @@ def test_a_line_that_was_cut_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['{"index": 1}', "[]", "no line", '{"index": 0, "time": 0, "wall": 0, "radiometry": [1]}']
+    "line",
+    [
+        b'{"index": 1}', b"[]", b"no line", bytes(30), b"\xff\xfe",
+        b'{"index": 0, "time": 0, "wall": 0, "radiometry": [1]}',
+        b'{"index": 0, "time": NaN, "wall": 0, "radiometry": null}',
+        b'{"index": 1e999, "time": 0, "wall": 0, "radiometry": null}',
+        b'{"index": 0, "time": 0, "wall": 0, "radiometry": "12"}',
+    ],
 )
-def test_lines_that_are_none(line: str, tmp_path: Path) -> None:
+def test_lines_that_are_none(line: bytes, tmp_path: Path) -> None:
     record(tmp_path / "clip.mkv", [Frame(COUNTS, 0, 0.0)])
-    (tmp_path / "clip.mkv.jsonl").write_text(line + "\n")
+    (tmp_path / "clip.mkv.jsonl").write_bytes(line + b"\n")
     with pytest.raises(SourceError, match=r"clip\.mkv\.jsonl must hold a recording's lines.*move it away"):
         open_source(tmp_path / "clip.mkv")
 

@@ -318,11 +318,20 @@ def test_files_that_a_source_is_read_from(tmp_path: Path, monkeypatch: pytest.Mo
         ("sim://moon", UsageError),
         ("sim://air?sed=3", UsageError),
         ("http://host/clip.mp4", UsageError),
+        ("sim://air]]", UsageError),
+        ("clip\0.mp4", UsageError),
+        ("**/\0/?.png", UsageError),
     ],
 )
 def test_an_unknown_uri(uri: str, error: type[Exception]) -> None:
     with pytest.raises(error, match="got"):
         open_source(uri)
+
+
+def test_a_name_that_is_too_long_is_of_no_file() -> None:
+    assert files_of("a" * 300) == []
+    with pytest.raises(SourceError, match="does not exist"):
+        open_source("a" * 300)
 
 
 @needs_av

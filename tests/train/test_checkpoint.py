@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from glmd_runtime.errors import CheckpointError
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_train import checkpoint as checkpoint_module
 from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, transfer
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import build_model
@@ -73,6 +74,33 @@ def test_wrong_files_are_one_clear_error(saved: Path, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="cannot read"):
         load_checkpoint(rewrite(tmp_path / "later.safetensors", saved, model={"unheard_of": 1}))
+    for text, came in (("2", "got 2"), ("[]", "got \\[\\]"), ("null", "got None"), ("{", "damaged")):
+        save_file({"x": torch.zeros(2)}, tmp_path / "odd.safetensors", {"glmd": text})
+        with pytest.raises(CheckpointError, match=came):
+            load_checkpoint(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("sizes", [{"width_per_group": 4096}, {"res2_channels": 4096, "width_per_group": 4096}])
+def test_a_network_that_its_file_does_not_hold_takes_no_memory(
+    sizes: dict[str, int], saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes of a contract ask for a network of any size."""
+    built: list[str] = []
+    build = checkpoint_module.build_model
+    monkeypatch.setattr(
+        checkpoint_module, "build_model", lambda config: built.append(torch.get_default_device().type) or build(config)
+    )
+    contract = {"model": {"class_names": ["a"], "backbone": "resnet101", "resnet": sizes}}
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load_checkpoint(rewrite(tmp_path / "large.safetensors", saved, **contract))
+    assert built == ["meta"]
+
+
+@pytest.mark.parametrize("sizes", [{"groups": 10**30}, {"stem_channels": 0}, {"res2_channels": 2**40}])
+def test_sizes_that_no_network_has(sizes: dict[str, int], saved: Path, tmp_path: Path) -> None:
+    contract = {"model": {"class_names": ["a"], "backbone": "resnet50", "resnet": sizes}}
+    with pytest.raises(CheckpointError, match="a contract this version cannot read"):
+        load_checkpoint(rewrite(tmp_path / "odd.safetensors", saved, **contract))
 
 
 def file_of(header: Any, data: bytes = b"", length: int | None = None) -> bytes:

@@ -165,12 +165,15 @@ def test_a_wrong_yolo_line_is_named(tmp_path: Path, line: str, says: str) -> Non
         ("train: nowhere\nnames: [a, b]\n", DatasetError, "names nowhere, which is neither"),
         ("train: labels\nnames: [a, b]\n", DatasetError, "leads to no picture"),
         ("train: train/images\nval: valid/images\nnames: [a, b]\n", UsageError, "has the splits train, val.*--split"),
+        (f"train: {'a' * 300}\nnames: [a, b]\n", DatasetError, "is neither below"),
+        ("train: list.txt\nnames: [a, b]\n", DatasetError, "cannot be read as a picture"),
         ("names: !!python/object/apply:os.system [touch hacked]\n", DatasetError, "is not YAML"),
     ],
 )
 def test_a_wrong_data_yaml_is_one_clear_error(tmp_path: Path, text: str, error: type[Exception], says: str) -> None:
     folder = yolo(tmp_path)
     (folder / "labels").mkdir()
+    write(folder / "list.txt", "/\n")
     write(folder / "data.yaml", text)
     with pytest.raises(error, match=says):
         convert(folder, tmp_path / "out.json")
@@ -181,6 +184,8 @@ def test_a_wrong_data_yaml_is_one_clear_error(tmp_path: Path, text: str, error: 
     [
         ("<annotation>", r"a\.xml cannot be read as XML"),
         ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>', "document type"),
+        ('<?xml version="1.0" encoding="utf-77"?><annotation/>', "cannot be read as XML: unknown encoding"),
+        ('<?xml version="1.0" encoding="utf-7"?><annotation/>', "cannot be read as XML"),
         (voc_xml((30, 5, 11, 24)), r"a\.xml, object 1, has the box .*positive size"),
         (voc_xml((11, 5, 90, 24)), "inside its picture, 80 wide"),
         (voc_xml().replace("<xmin>11</xmin>", ""), r"object 1, must have <bndbox>"),

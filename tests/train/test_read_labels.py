@@ -317,6 +317,7 @@ def test_the_box_of_a_labelme_outline_holds_all_its_corners_tightly(points: list
         ({"shapes": [shape("rectangle", (3, 4), (90, 9))]}, "inside its picture, 80 wide"),
         ({"shapes": [{"label": "fox", "points": [[1]]}]}, "must have `points`"),
         ({"shapes": [{"points": [[1, 2], [3, 4]]}]}, "a shape without `label`"),
+        ({"shapes": [shape([1], (3, 4), (9, 9))]}, r"is a \[1\] of 2 points"),
         ({"shapes": []}, "labels nothing"),
         ({"shapes": {}}, "must have `shapes`, a list"),
         ({"imageHeight": 20, "imageWidth": 40}, r"is \(40, 80\) \(height, width\), but its labels are for \(20, 40\)"),
@@ -343,6 +344,15 @@ def test_prepare_coco_reads_labelme(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 # Pictures that are not what the labels are for
+
+
+def test_a_voc_size_that_is_none_is_not_compared(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    size = "<size><height>1e999</height><width>nan</width></size>"
+    xml = f"<annotation>{size}<object><name>fox</name>{box}</object></annotation>"
+    content, _ = read_labels(write(tmp_path / "a.xml", xml), None)
+    assert content["images"][0]["height"] == 40
 
 
 def test_voc_of_resized_pictures_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.trust.parts import Form, Part
 from tests.trust.report import write_report
 
 # Modules of tests.trust, each with its PARTS.
-AREAS: tuple[str, ...] = ("construction", "faults", "load", "compatibility")
+AREAS: tuple[str, ...] = ("construction", "fuzz", "faults", "load", "compatibility")
 
 
 def main() -> int:

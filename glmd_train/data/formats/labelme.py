@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,7 +66,7 @@ def _picture(file: Path, content: dict[str, Any], images: PictureIndex | None) -
         return images.take(file, named, file.stem)
     beside = file.parent / PurePosixPath(named).name  # for a path of the machine on which it was labelled
     renamed = (file.with_suffix(suffix) for suffix in PICTURE_SUFFIXES)
-    found = next((path for path in (file.parent / named, beside, *renamed) if path.is_file()), None)
+    found = next((path for path in (file.parent / named, beside, *renamed) if os.path.isfile(path)), None)
     if found is None:
         raise DatasetError(f"{file} names the picture {named}, which is neither there nor beside it.")
     return found
@@ -78,7 +79,7 @@ def _size(content: dict[str, Any]) -> tuple[int, int] | None:
 
 def _box(shape: dict[str, Any], where: str, hw: tuple[int, int]) -> tuple[float, ...]:
     """The box around a shape in a picture of `hw` pixels; whether it fits is for `add_box` to judge."""
-    kind = shape.get("shape_type") or "polygon"
+    kind = str(shape.get("shape_type") or "polygon")
     try:
         points = [(float(x), float(y)) for x, y in shape["points"]]
     except (KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _parse_xml(file: Path) -> Element:
         return parse(file, forbid_dtd=True).getroot()
     except DefusedXmlException as error:
         raise DatasetError(f"{file} declares a document type or entities, which are not read. Remove them.") from error
-    except (ParseError, OSError) as error:
+    except (ParseError, OSError, LookupError, ValueError) as error:  # the last two of an encoding that is none
         raise DatasetError(f"{file} cannot be read as XML: {error}.") from error
 
 
@@ -76,7 +77,7 @@ def _picture(path: Path, file: Path, name: str) -> Path:
     wanted = Path(name.replace("\\", "/")).name
     for folder in folders:
         for candidate in (folder / wanted, *(folder / f"{file.stem}{suffix}" for suffix in PICTURE_SUFFIXES)):
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 return candidate
     raise DatasetError(f"{file} names the picture {wanted}, which is in none of JPEGImages, images and its own folder.")
 
@@ -86,7 +87,7 @@ def _size(root: Element) -> tuple[int, int] | None:
     texts = [root.findtext(f"size/{tag}") or "0" for tag in ("height", "width")]
     try:
         h, w = (int(float(text)) for text in texts)
-    except ValueError:
+    except (ValueError, OverflowError):  # the second of an infinite one
         return None
     return (h, w) if h > 0 and w > 0 else None
 

@@ -44,7 +44,7 @@ def read_yolo(path: Path, split: str | None, images: PictureIndex | None = None)
 
 def _add(builder: Builder, picture: Path, label: Path) -> None:
     hw = builder.add_picture(picture)
-    for number, line in enumerate(lines_of(label) if label.is_file() else [], start=1):
+    for number, line in enumerate(lines_of(label) if os.path.isfile(label) else [], start=1):
         if line.strip():
             where = f"{label}, line {number},"
             builder.add_box(where, *yolo_line(line, where, len(builder.names), hw))
@@ -95,10 +95,10 @@ def _label_file(picture: Path) -> Path:
     parts = list(picture.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-        label = Path(*parts).with_suffix(".txt")
-        if label.is_file():
+        label = Path(*parts[:-1], f"{picture.stem}.txt")
+        if os.path.isfile(label):
             return label
-    return picture.with_suffix(".txt")
+    return picture.parent / f"{picture.stem}.txt"  # a path without a name has no suffix to change
 
 
 def yolo_line(line: str, where: str, classes: int, hw: tuple[int, int]) -> tuple[int, tuple[float, ...]]:
@@ -168,7 +168,7 @@ def _entry(file: Path, root: Path, entry: str) -> list[Path]:
     """The pictures of one path in data.yaml, a folder or a text file that lists pictures."""
     # Published sets often hold the path of another machine, or one `../` too many; their folders lie beside the file.
     places = (root / entry, file.parent / entry, file.parent / entry.removeprefix("../"))
-    place = next((p for p in places if p.exists()), None)
+    place = next((p for p in places if os.path.exists(p)), None)
     if place is None:
         raise DatasetError(f"{file} names {entry}, which is neither below {root} nor beside the file. Correct it.")
     if place.is_dir():
