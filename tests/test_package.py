@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib.metadata import version
@@ -47,6 +48,27 @@ def test_extras_bring_what_can_be_together() -> None:
         assert not {"onnxruntime", "onnxruntime-gpu"} <= both
     parts = ("cpu", "openvino", "video", "live", "track", "train", "export")
     assert brought("all") >= set().union(*map(brought, parts))
+
+
+def test_no_package_is_under_the_gpl() -> None:
+    licences = runpy.run_path(str(ROOT / "docs" / "licences.py"))
+    rows = {name: said for name, said, _ in licences["rows"]()}
+    assert {"numpy", "openvino", "av", "torch", "trackers"} <= set(rows)
+    for name, said in rows.items():
+        assert said != "unknown", f"{name}: read its licence and name it in docs/licences.py"
+        assert not re.search(r"(?<!L)GPL|General Public", said.replace("Lesser General Public", "")), f"{name}: {said}"
+    page = (ROOT / "docs" / "licences.md").read_text()
+    asked = {name for extra in EXTRAS if extra != "dev" for name in brought(extra)}
+    assert [name for name in sorted(asked) if f"| {name.lower()} |" not in page] == []
+
+
+def test_libraries_under_the_gpl_within_wheels_are_those_that_the_page_names() -> None:
+    """Of video encoders: metadata do not tell what a wheel holds."""
+    licences = runpy.run_path(str(ROOT / "docs" / "licences.py"))
+    packages = {name: found for extra in licences["EXTRAS"] for name, found in licences["closure"](extra).items()}
+    files = {name: map(str, found.files or ()) for name, found in packages.items() if found}
+    holding = {name for name, paths in files.items() if any("libx26" in path for path in paths)}
+    assert holding <= {"av"}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,11 @@ from glmd_runtime.verify_calibration import verify_calibration
 
 
 def verify_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("glmd-verify", description="Check a bundle's engines against its own reference.")
+    parser = argparse.ArgumentParser(
+        "glmd-verify",
+        description="Check a bundle's engines against its own reference.",
+        epilog="example: glmd-verify models/thermal_lite0.glmd",
+    )
     parser.add_argument("bundle", type=Path, help="a bundle name.glmd")
     parser.add_argument("--backend", choices=BACKENDS, help="only this one (default: all that are installed)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

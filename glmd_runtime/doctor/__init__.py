@@ -16,8 +16,8 @@ from glmd_runtime.errors import GlmdError, UnsupportedError
 
 SCHEMA = 1  # of `Diagnosis.to_dict`; goes up where a key changes its meaning
 _FIRST: tuple[Callable[[], list[Finding]], ...] = (
-    machine.check_python, machine.check_cpu, machine.check_cores, packages.check_needed, packages.check_clashes,
-    devices.check_video, devices.check_cameras,
+    machine.check_python, machine.check_cpu, machine.check_cores, packages.check_clashes, devices.check_video,
+    devices.check_cameras,
 )  # fmt: skip
 
 
@@ -40,18 +40,20 @@ class Diagnosis:
 
 def diagnose(bundle: Path | None = None) -> Diagnosis:
     """Look at everything. `bundle` is what to detect with; None is the shipped one, or where it is not, a tiny one."""
-    findings = [finding for check in _FIRST for finding in check()]
-    try:
-        from glmd_runtime.doctor import cache, engines  # which need numpy
-    except ImportError as cause:
-        return Diagnosis(tuple(findings), (), UnsupportedError(f"numpy cannot be imported: {cause}"))
-    findings += [*engines.check_gpu(), *engines.check_backends(), *engines.check_plugins()]
+    needed = packages.check_needed()
+    findings = [*(finding for check in _FIRST for finding in check()), *needed]
+    if broken := next((finding for finding in needed if finding.status == "fail"), None):
+        return _ended(findings, UnsupportedError(f"{broken.name} {broken.what}. Run: {broken.mend}"))
+    from glmd_runtime.doctor import cache, engines  # which need numpy
+
     cached = cache.cached()
-    findings += cache.check_cache(cached)
-    error = None
+    found = tuple(map(cache.describe, cached))
+    findings += [*engines.check_gpu(), *engines.check_backends(), *engines.check_plugins(), *cache.check_cache(cached)]
     try:
-        findings += engines.check_default_path(bundle)
-    except GlmdError as cause:
-        findings.append(Finding("default path", "fail", str(cause)))
-        error = cause
-    return Diagnosis(tuple(findings), tuple(map(cache.describe, cached)), error)
+        return Diagnosis((*findings, engines.check_default_path(bundle)), found, None)
+    except GlmdError as error:
+        return _ended(findings, error, found)
+
+
+def _ended(findings: list[Finding], error: GlmdError, engines: tuple[dict[str, Any], ...] = ()) -> Diagnosis:
+    return Diagnosis((*findings, Finding("default path", "fail", str(error))), engines, error)

@@ -75,13 +75,13 @@ def check_plugins() -> list[Finding]:
     return [Finding("plugins", "ok", str(library))]
 
 
-def check_default_path(bundle: Path | None) -> list[Finding]:
+def check_default_path(bundle: Path | None) -> Finding:
     """A Detector as it comes, on the given bundle, the shipped one, or the tiny one. Raises: GlmdError."""
     path = bundle or (SHIPPED if SHIPPED.is_dir() else TINY)
     found = _detect(path, "auto")
     where = f"{found['engine']} ({found['precision']}) on {found['backend']}, {found['device']}"
     text = f"Detector({path.name}) takes {where} and gives its reference's answers"
-    return [Finding("default path", "ok", text)]
+    return Finding("default path", "ok", text)
 
 
 def _detect(bundle: Path, backend: str) -> dict[str, Any]:

@@ -24,7 +24,9 @@ def probe(task: str, *arguments: str, timeout: float = TIMEOUT, cache: Path | No
     Returns: what it returned. Raises: GlmdError of the kind that it raised; UnsupportedError when it died.
     """
     command = [sys.executable, "-m", "glmd_runtime.doctor.tasks", task, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # imports what we import
+    # It imports what we import. Where OpenCV failed, its own folder is left here, and its `typing` would hide Python's.
+    paths = [path for path in sys.path if path and Path(path).name != "cv2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if cache is not None:
         environment["XDG_CACHE_HOME"] = str(cache)
     try:
