@@ -75,8 +75,10 @@ def run_parser() -> argparse.ArgumentParser:
 
 def _only_errors_of_opencv() -> None:
     """It warns of every tag that it does not know."""
-    say = cv2.utils.logging.setLogLevel if hasattr(cv2.utils, "logging") else cv2.setLogLevel  # OpenCV 5, and 4
-    say(2)  # errors, in both
+    if hasattr(cv2.utils, "logging"):  # OpenCV 5
+        cv2.utils.logging.setLogLevel(2)
+    else:
+        cv2.setLogLevel(2)  # type: ignore[attr-defined]
 
 
 def run(args: argparse.Namespace) -> None:
