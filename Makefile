@@ -1,6 +1,7 @@
 # make demo   set up, export the shipped checkpoint, verify it, run it on thermal video
 # make test   set up, lint, type-check, test
 # make audit  known vulnerabilities of what is installed, where their index is reached
+# make package  wheel and sdist in dist/, checked
 # make plugins  the CUDA operators: what nvcc and TensorRT's headers allow here, and their tests
 # make trust  bad input, faults, hostile files, load: the short forms; make trust-long: those of docs/reliability.md
 # make bench  everything that docs/benchmarks.md says of speed, and whether it got worse; 20 minutes on two quiet cores
@@ -15,7 +16,7 @@ export GLMD_DATA ?= ../shared/data
 CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_037.mp4)
 SOURCE ?= $(if $(CLIP),$(CLIP),sim://ground?seed=20261123&frames=150)
 
-.PHONY: setup demo test lint audit plugins trust trust-long bench clean
+.PHONY: setup demo test lint audit package plugins trust trust-long bench clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +47,12 @@ test: lint
 audit: setup
 	$(BIN)/python .ci/audit.py
 
+package: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
 plugins: setup
 	cmake -S . -B build -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build
@@ -70,4 +77,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.regression
 
 clean:
-	rm -rf out build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 ENGINES = ("onnxruntime", "openvino", "tensorrt_rtx", "tensorrt")
 _EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 usage, 3 the answers differ or INT8 costs too much (no bundle is left), "
-    "4 the precision was not honoured, 5 unsupported here"
+    "4 the precision was not honoured, 5 unsupported here. "
+    "example: glmd-export --ckpt models/thermal_lite0.safetensors --fp16"
 )
 
 

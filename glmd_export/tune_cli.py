@@ -28,7 +28,8 @@ SHRINK = (0.75, 0.5)  # of the bundle's canvas, in steps of ...
 STEP = 32  # ... pixels
 _EXIT_CODES = (
     "exit codes: 0 done, 1 failed, or nothing is within the budget, 2 usage, 3 nothing within it gives the right "
-    "answers, 4 the precision was not honoured, 5 unsupported here; only 0 leaves a bundle"
+    "answers, 4 the precision was not honoured, 5 unsupported here; only 0 leaves a bundle. "
+    "example: glmd-tune models/thermal_lite0.glmd --data val.json --budget-ms 40 -o fast.glmd"
 )
 
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from glmd_runtime import __version__
+from glmd_runtime.completion import add_completion
 from glmd_runtime.errors import GlmdError, UnsupportedError
 from glmd_runtime.scratch import full_disk, is_full
 
@@ -39,6 +41,8 @@ def run_command(
         stopped: what to say when the user interrupts.
     Returns: the exit code (glmd_runtime.errors has the table); 130 after an interrupt.
     """
+    parser.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
+    add_completion(parser)
     try:
         command(parser.parse_args(arguments))
         sys.stdout.flush()
@@ -47,9 +51,8 @@ def run_command(
         return 130
     except (GlmdError, OSError) as error:
         return _fail(parser.prog, _remedied(error), getattr(error, "exit_code", GlmdError.exit_code))
-    except ModuleNotFoundError as error:
-        remedy = f"{error.name} is not installed. Run in the SDK's folder: pip install '.[{extra}]'"
-        return _fail(parser.prog, remedy, UnsupportedError.exit_code)
+    except ImportError as error:
+        return _fail(parser.prog, _import_remedy(error, extra), UnsupportedError.exit_code)
     except Exception as error:
         if not _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
             raise  # our own bug
@@ -57,6 +60,21 @@ def run_command(
         remedy = "End other programs, or ask for less: a smaller batch, fewer workers or threads, smaller pictures."
         return _fail(parser.prog, f"{said}. {remedy}", GlmdError.exit_code)
     return 0
+
+
+@contextmanager
+def imports_of(prog: str) -> Iterator[None]:
+    """For a command's own imports: where numpy or OpenCV do not work, one line on stderr, and the end."""
+    try:
+        yield
+    except ImportError as error:
+        sys.exit(_fail(prog, _import_remedy(error, "cpu"), UnsupportedError.exit_code))
+
+
+def _import_remedy(error: ImportError, extra: str) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed. Run in the SDK's folder: pip install '.[{extra}]'"
+    return f"A library is installed but cannot be imported: {one_line(error)}. Run: glmd-doctor"
 
 
 def one_line(error: Exception) -> str:

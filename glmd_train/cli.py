@@ -17,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="glmd-train", description="Train and score thermal few-shot detectors.")
+    top = argparse.ArgumentParser(
+        prog="glmd-train", description="Train and score thermal few-shot detectors.",
+        epilog="example: glmd-train teach --images pictures/ --annotations labels.json -o my_model",
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in (teach, prepare, fit, prototypes, evaluate, convert):
         command.add_parser(commands)

@@ -37,9 +37,10 @@ class _Entry(NamedTuple):
 
 
 INSTALL = "pip install '.[cpu]' in the SDK's folder"
+_INSTALL_OPENVINO = "pip install '.[openvino]' in the SDK's folder"
 
 BACKENDS = {
-    "openvino": _Entry("openvino", "OpenVinoBackend", ("openvino.*.xml", "model.onnx"), INSTALL),
+    "openvino": _Entry("openvino", "OpenVinoBackend", ("openvino.*.xml", "model.onnx"), _INSTALL_OPENVINO),
     "onnxruntime": _Entry(
         "onnxruntime", "OnnxRuntimeBackend", ("model.onnx", "model.fp16.onnx", "model.int8.onnx"), INSTALL
     ),

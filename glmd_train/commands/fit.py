@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Any) -> None:
-    one = commands.add_parser("fit", help="train as a YAML configuration says, base classes or a few shots")
+    one = commands.add_parser(
+        "fit", help="train as a YAML configuration says, base classes or a few shots",
+        description="Train as a YAML configuration says: base classes, or a few shots.",
+        epilog="example: glmd-train fit --config glmd_train/configs/lite0.yaml --set seed=1 --dry-run",
+    )
     add = one.add_argument
-    add("--config", type=Path, required=True, help="YAML file, see glmd_train/configs")
+    add("--config", type=Path, required=True, metavar="YAML", help="YAML file, see glmd_train/configs")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change single values of it")
     add("--devices", metavar="N", help="GPUs, or processes on a CPU, of each node (default: the configuration's)")
     add("--nodes", metavar="N", help="machines; start the command on each of them, with torchrun")

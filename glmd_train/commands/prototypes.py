@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Any) -> None:
-    one = commands.add_parser("prototypes", help="add prototypical calibration (PCB) of scores to a checkpoint")
+    one = commands.add_parser(
+        "prototypes", help="add prototypical calibration (PCB) of scores to a checkpoint",
+        description="Add prototypical calibration (PCB) of scores to a checkpoint.",
+        epilog="example: glmd-train prototypes --checkpoint model.safetensors --support shots/seed0/10shot.json "
+        "-o pcb.safetensors",
+    )
     add = one.add_argument
     add("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors file of glmd-train")
     add("--support", type=Path, nargs="+", required=True, metavar="JSON",

@@ -17,6 +17,8 @@ from glmd_runtime.errors import DatasetError, UsageError
 if TYPE_CHECKING:
     from glmd_train.teach import Lesson
 
+BASE = Path(__file__).parents[1] / "thermal_lite0_base.safetensors"  # in a checkout, a link to the one in models/
+
 
 def add_parser(commands: Any) -> None:
     one = commands.add_parser(
@@ -29,8 +31,8 @@ def add_parser(commands: Any) -> None:
     add("--images", type=Path, required=True, metavar="DIR", help="the pictures")
     add("--annotations", type=Path, required=True, metavar="PATH",
         help="their labels: a COCO file, YOLO's, Pascal VOC's or LabelMe's folder")
-    add("--base", type=Path, default=Path("models/thermal_lite0_base.safetensors"), metavar="FILE",
-        help="the model to start from (default: %(default)s)")
+    add("--base", type=Path, default=BASE, metavar="FILE",
+        help="the model to start from (default: the shipped thermal_lite0_base)")
     add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
     add("--classes", nargs="+", default=[], metavar="NAME", help="teach these of the labelled classes (default: all)")
     add("--recipe", default="default", metavar="NAME", help="how to train: a name in glmd_train/configs/recipes")

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from glmd_runtime.bundle import Bundle, write_bundle
+from glmd_runtime.bundle import Bundle, Reference, write_bundle
+from glmd_runtime.preprocess import preprocess
 from glmd_runtime.verify import VerifyReport
 from tests import tiny
 
@@ -76,3 +77,17 @@ def bundle(
 
 def half_bundle(path: Path, batch: int = 1) -> Bundle:
     return bundle(path, {HALF: ("fp16", half_model(batch))}, batch=batch)
+
+
+def doctor_bundle(path: Path) -> Bundle:
+    """What glmd-doctor tries; in the package: `doctor_bundle(Path("glmd_runtime/doctor/tiny.glmd"))`."""
+    ramp = np.tile(np.arange(tiny.SIZE_HW[1], dtype=np.uint8), (tiny.SIZE_HW[0], 1))
+    images = preprocess(ramp, tiny.SPEC)[0][None]
+    valid_hw = np.array([tiny.SIZE_HW], np.float32)
+    reference = Reference((ramp,), images, valid_hw, *tiny.answers(images, valid_hw))
+    engines = {"model.onnx": "fp32", HALF: "fp16"}
+    manifest = replace(tiny.manifest(), engines=engines, provenance={"made by": "tests.fakes.models.doctor_bundle"})
+    files: dict[str, bytes | Path] = {"model.onnx": tiny.model(), HALF: half_model()}
+    files["reference.npz"] = reference.to_bytes()
+    files["verify.json"] = json.dumps(tiny.report().to_dict()).encode()
+    return write_bundle(path, manifest, files)

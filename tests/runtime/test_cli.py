@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from glmd_runtime import backends, cli
-from glmd_runtime.bundle import open_bundle, write_bundle
-from glmd_runtime.engines import open_engine
+from glmd_runtime.bundle import write_bundle
 from glmd_runtime.errors import OutputError
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.recording import Recorder
@@ -222,7 +221,7 @@ def test_verify_refuses_an_altered_bundle(
     [
         ("run", ["--backend", "--json", "--device", "--build"]),
         ("verify", ["--backend", "--json"]),
-        ("doctor", ["--prune", "--json"]),
+        ("doctor", ["bundle", "--prune", "--json"]),
     ],
 )
 def test_help_names_every_option(name: str, options: list[str]) -> None:
@@ -277,26 +276,3 @@ def test_verify_exits_with_3_when_the_built_engine_is_wrong(
     path = models.half_bundle(tmp_path / "t.glmd").path
     code, _, said = call_here("verify", path, monkeypatch=monkeypatch, capsys=capsys)
     assert code == 3 and "model.fp16.onnx on tensorrt" in said
-
-
-def test_doctor_says_what_can_run_and_what_is_cached(
-    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def doctor(*args: str) -> str:
-        code, said, _ = call_here("doctor", *args, monkeypatch=monkeypatch, capsys=capsys)
-        assert code == 0
-        return said
-
-    path = models.half_bundle(tmp_path / "t.glmd").path
-    open_engine(open_bundle(path), models.HALF, "tensorrt").close()
-    found = json.loads(doctor("--json"))
-    assert found["backends"]["tensorrt"] == {"version": "10.3.0", "why_not": ""}
-    assert found["cuda"] == "cuda:0 of compute capability 8.7" and found["plugins"] == "none built"
-    [entry] = found["engines"]
-    assert (entry["library"], entry["precision"], entry["stale"]) == ("tensorrt 10.3.0", "fp16", "")
-    assert entry["bytes"] > 0 and "pruned        0 engines" in doctor("--prune")
-    gpu.become("10.14.1", "8.7")
-    assert "tensorrt is 10.14.1 here" in doctor() and "pruned        1 engines" in doctor("--prune")
-    assert json.loads(doctor("--json"))["engines"] == []
-    gpu.become("10.14.1", "")
-    assert json.loads(doctor("--json"))["backends"]["tensorrt"]["why_not"].startswith("The backend tensorrt cannot run")

@@ -50,7 +50,7 @@ def test_importing_loads_no_framework(module: str) -> None:
     ("absent", "call", "extra"),
     [
         (("onnxruntime", "openvino"), "Detector({bundle!r})", ".[cpu]"),
-        (("openvino",), "Detector({bundle!r}, backend='openvino')", ".[cpu]"),
+        (("openvino",), "Detector({bundle!r}, backend='openvino')", ".[openvino]"),
         (("av",), "open_source({clip!r})", ".[video]"),
     ],
 )

@@ -1,0 +1,87 @@
+"""Every command, and each of its sub-commands, says what it does, with an example that its own options take."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from glmd_export.cli import parser as export_parser
+from glmd_export.tune_cli import parser as tune_parser
+from glmd_runtime import __version__
+from glmd_runtime.command import run_command
+from glmd_runtime.commands.doctor import doctor_parser
+from glmd_runtime.commands.run import run_parser
+from glmd_runtime.commands.verify import verify_parser
+from glmd_train.cli import parser as train_parser
+
+TOPS = (run_parser, verify_parser, doctor_parser, train_parser, export_parser, tune_parser)
+
+
+def family(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its sub-commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from family(command)
+
+
+EVERY = [(top, one) for top in TOPS for one in family(top())]
+
+
+@pytest.mark.parametrize(("top", "parser"), EVERY, ids=[one.prog for _, one in EVERY])
+def test_help_is_whole_and_its_example_can_be_given(top: object, parser: argparse.ArgumentParser) -> None:
+    assert re.fullmatch(r"[A-Z][^.]*\..*", parser.description or ""), "a sentence says what it does"
+    undocumented = [a.dest for a in parser._actions if not a.help and not isinstance(a, argparse._SubParsersAction)]
+    assert undocumented == []
+    [example] = re.findall(r"example: (.+)$", " ".join((parser.epilog or "").split()))
+    assert example.startswith(parser.prog)
+    top().parse_args(shlex.split(example)[1:])
+    assert example.split()[0] in parser.format_help()
+
+
+@pytest.mark.parametrize("top", TOPS, ids=lambda top: top().prog)
+def test_version(top: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run_command(top(), lambda options: None, ["--version"])
+    assert capsys.readouterr().out == f"{top().prog} {__version__}\n"
+
+
+@pytest.mark.parametrize("top", TOPS, ids=lambda top: top().prog)
+def test_completion_is_a_script_that_bash_takes(top: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run_command(top(), lambda options: None, ["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    for parser in family(top()):
+        assert all(option in script for action in parser._actions for option in action.option_strings)
+
+
+def test_bash_completes_words_and_files(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run_command(run_parser(), lambda options: None, ["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    (tmp_path / "thermal.glmd").mkdir()
+
+    def completed(*words: str) -> list[str]:
+        code = f"{script}\nCOMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}\n"
+        code += "compopt() { :; }\n$(complete -p glmd-run | grep -o '_shtab[a-z_]*')\necho ${COMPREPLY[@]}"
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        return done.stdout.split()
+
+    assert completed("glmd-run", "--pol") == ["--policy", "--polarity"]
+    assert completed("glmd-run", "--policy", "f") == ["freshest"]
+    assert completed("glmd-run", "--engine", "the") == ["thermal.glmd"]
+
+
+def test_help_loads_nothing_that_it_does_not_need() -> None:
+    code = "import sys, glmd_runtime.cli, glmd_train.cli, glmd_export.cli; print('shtab' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == "False", done.stderr
