@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")] + sorted(
     p for folder in ("docs", "models") for p in (ROOT / folder).glob("*.md")
 )
 COMMANDS = {"glmd-run": "glmd_runtime.cli:glmd_run_main", "glmd-verify": "glmd_runtime.cli:glmd_verify_main",
@@ -60,6 +60,15 @@ def test_every_option_in_the_documents_exists(command: str) -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+?)\)", document.read_text())
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_what_security_promises_is_tested_where_it_says() -> None:
+    from tests.trust.construction import PARTS
+
+    text = (ROOT / "SECURITY.md").read_text()
+    assert set(re.findall(r"`(construction\.\w+)`", text)) == {part.name for part in PARTS}
+    named = set(re.findall(r"\b(test_\w+\.py)", text))
+    assert named and named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
 
 
 def test_figures_in_the_readme_are_those_of_the_committed_results() -> None:
