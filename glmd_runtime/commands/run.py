@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from threading import Event
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 import cv2
 from rich import progress as bars
@@ -71,8 +71,8 @@ def run_parser() -> argparse.ArgumentParser:
 
 def _only_errors_of_opencv() -> None:
     """It warns of every tag that it does not know."""
-    say = cv2.utils.logging.setLogLevel if hasattr(cv2.utils, "logging") else cv2.setLogLevel  # OpenCV 5, and 4
-    say(2)  # errors, in both
+    log: Any = getattr(cv2.utils, "logging", cv2)  # of OpenCV 5, and of 4
+    log.setLogLevel(2)  # errors, in both
 
 
 def run(args: argparse.Namespace) -> None:
