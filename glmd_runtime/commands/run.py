@@ -41,12 +41,8 @@ from glmd_runtime.view import PORT, View
 
 
 def run_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "glmd-run",
-        description="Detect objects in video, pictures, cameras or a simulated scene.",
-        epilog="example: glmd-run --engine models/thermal_lite0.glmd --source 'sim://ground?seed=7&frames=90' "
-        "--picture best.png",
-    )
+    description = "Detect objects in video, pictures, cameras or a simulated scene."
+    parser = argparse.ArgumentParser("glmd-run", description=description)
     add = parser.add_argument
     add("--engine", required=True, type=Path, metavar="BUNDLE", help="a bundle name.glmd, or an engine file inside one")
     add(
@@ -75,8 +71,8 @@ def run_parser() -> argparse.ArgumentParser:
 
 def _only_errors_of_opencv() -> None:
     """It warns of every tag that it does not know."""
-    holder: Any = cv2.utils.logging if hasattr(cv2.utils, "logging") else cv2  # OpenCV 5, and 4
-    holder.setLogLevel(2)  # errors, in both
+    log: Any = getattr(cv2.utils, "logging", cv2)  # of OpenCV 5, and of 4
+    log.setLogLevel(2)  # errors, in both
 
 
 def run(args: argparse.Namespace) -> None:
