@@ -2,6 +2,7 @@
 # make test   set up, lint, type-check, test
 # make audit  known vulnerabilities of what is installed, where their index is reached
 # make plugins  the CUDA operators: what nvcc and TensorRT's headers allow here, and their tests
+# make docs   the site, in out/site; strict, and offline
 # make trust  bad input, faults, hostile files, load: the short forms; make trust-long: those of docs/reliability.md
 # make bench  everything that docs/benchmarks.md says of speed, and whether it got worse; 20 minutes on two quiet cores
 VENV ?= .venv
@@ -15,7 +16,7 @@ export GLMD_DATA ?= ../shared/data
 CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_037.mp4)
 SOURCE ?= $(if $(CLIP),$(CLIP),sim://ground?seed=20261123&frames=150)
 
-.PHONY: setup demo test lint audit plugins trust trust-long bench clean
+.PHONY: setup demo test lint audit docs plugins trust trust-long bench clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +46,9 @@ test: lint
 
 audit: setup
 	$(BIN)/python .ci/audit.py
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 plugins: setup
 	cmake -S . -B build -DPython3_EXECUTABLE=$(abspath $(BIN)/python)

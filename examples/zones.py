@@ -4,8 +4,8 @@
     python examples/zones.py                                  # a simulated clip -> zones.png
     python examples/zones.py clip.mp4 --zone 40,40 600,40 600,470 40,470 --line 320,512 320,0
 
-Points are x,y in frame pixels; an object is where the middle of its box is. Seen from the line's first point towards its
-second, who goes from right to left goes in.
+Points are x,y in frame pixels; an object is where the middle of its box is. Seen from the line's first point towards
+its second, who goes from right to left goes in.
 """
 
 import argparse
