@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -270,9 +272,11 @@ class _School:
         output = self.scratch / name
         shots = sum(len(lesson.records[i].boxes) for i in numbers) / len(lesson.class_names)
         fewer = {"iterations": self.iterations, "warmup": self.iterations // 4} if self.iterations else {}
-        path = fit(fine_tuning(
+        config = fine_tuning(
             self.recipe, base, lesson.base, lesson.class_names, train, output, shots=shots, seed=self.seed, **fewer
-        ))
+        )
+        with redirect_stdout(io.StringIO()):  # it names the file, which is gone when the lesson is over
+            path = fit(config)
         self.log.mkdir(parents=True, exist_ok=True)
         with whole_file(self.log / f"{name}.jsonl") as partial:
             partial.write_text((output / "log.jsonl").read_text())

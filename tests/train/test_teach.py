@@ -98,8 +98,11 @@ def test_a_dry_run_judges_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_quick_look_takes_as_many_iterations_as_it_is_given(teach: Callable[..., int], tmp_path: Path) -> None:
+def test_a_quick_look_takes_as_many_iterations_as_it_is_given(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert teach("--iterations", 2) == 0
+    assert "Trained: " not in "".join(capsys.readouterr())  # which would name files that are gone
     assert load_checkpoint(tmp_path / "model.safetensors").provenance["iterations"] == 2
     logs = [(tmp_path / f"model.report/{name}.jsonl").read_text() for name in ("without_1", "without_2", "all")]
     assert [json.loads(log.splitlines()[-1])["iteration"] for log in logs] == [2, 2, 2]
