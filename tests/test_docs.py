@@ -9,8 +9,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
-from importlib.machinery import SourceFileLoader
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,14 @@ from tests.conftest import skip_unless
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")] + sorted(
     p for folder in ("docs", "models") for p in (ROOT / folder).glob("*.md")
 )
 EVERYTHING = "".join(document.read_text() for document in DOCUMENTS)
-references = SourceFileLoader("references", str(ROOT / "docs/site/references.py")).load_module()
+spec = spec_from_file_location("references", ROOT / "docs/site/references.py")
+assert spec and spec.loader
+references = module_from_spec(spec)
+spec.loader.exec_module(references)
 PARSERS = references.parsers()
 
 
