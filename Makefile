@@ -3,6 +3,7 @@
 # make audit  known vulnerabilities of what is installed, where their index is reached
 # make package  wheel and sdist in dist/, checked
 # make plugins  the CUDA operators: what nvcc and TensorRT's headers allow here, and their tests
+# make docs   the site, in out/site; strict, and offline
 # make trust  bad input, faults, hostile files, load: the short forms; make trust-long: those of docs/reliability.md
 # make bench  everything that docs/benchmarks.md says of speed, and whether it got worse; 20 minutes on two quiet cores
 VENV ?= .venv
@@ -16,7 +17,7 @@ export GLMD_DATA ?= ../shared/data
 CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_037.mp4)
 SOURCE ?= $(if $(CLIP),$(CLIP),sim://ground?seed=20261123&frames=150)
 
-.PHONY: setup demo test lint audit package plugins trust trust-long bench clean
+.PHONY: setup demo test lint audit package docs plugins trust trust-long bench clean
 
 setup: $(VENV)/.ready
 
@@ -52,6 +53,9 @@ package: setup
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 plugins: setup
 	cmake -S . -B build -DPython3_EXECUTABLE=$(abspath $(BIN)/python)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,18 +121,19 @@ class Taught:
 
 
 def teach(
-    lesson: Lesson, log: Path, *, recipe: str = DEFAULT, false_alarms: float = FALSE_ALARMS, seed: int = 0,
-    step: Step = lambda _: None,
+    lesson: Lesson, log: Path, *, recipe: str = DEFAULT, iterations: int | None = None,
+    false_alarms: float = FALSE_ALARMS, seed: int = 0, step: Step = lambda _: None,
 ) -> Taught:
     """Fine-tune, choose thresholds, add prototypes.
 
     Thresholds come from pictures that were held out: the support pictures are divided in two, a model trained on each
     half is scored on the other, and the last model is trained on all. With background frames that it was not trained on
     a threshold is at least such that 1000 more may be expected to have no more than `false_alarms`, with PCB as well.
-    Args: log, a folder that gets the log of every training; step, told what begins.
+    Args: log, a folder that gets the log of every training; iterations, of each of them, instead of what the recipe
+        says; step, told what begins.
     """
     with work_folder("glmd-teach") as scratch:
-        school = _School(lesson, scratch, log, recipe, seed)
+        school = _School(lesson, scratch, log, recipe, iterations, seed)
         found: list[Detections | None] = [None] * len(lesson.records)
         for number, tested in enumerate(_halves(lesson), start=1):
             step(f"train without {len(tested)} of {len(lesson.records)} pictures, to choose thresholds on them")
@@ -254,6 +257,7 @@ class _School:
     scratch: Path
     log: Path
     recipe: str
+    iterations: int | None
     seed: int
 
     def train(self, name: str, numbers: list[int]) -> Checkpoint:
@@ -266,8 +270,12 @@ class _School:
             train.append(DatasetConfig(annotations=self._background(name, frames), weight=weight))
         output = self.scratch / name
         shots = sum(len(lesson.records[i].boxes) for i in numbers) / len(lesson.class_names)
-        names, seed = lesson.class_names, self.seed
-        path = fit(fine_tuning(self.recipe, base, lesson.base, names, train, output, shots=shots, seed=seed))
+        fewer = {"iterations": self.iterations, "warmup": self.iterations // 4} if self.iterations else {}
+        config = fine_tuning(
+            self.recipe, base, lesson.base, lesson.class_names, train, output, shots=shots, seed=self.seed, **fewer
+        )
+        with redirect_stdout(io.StringIO()):  # it names the file, which is gone when the lesson is over
+            path = fit(config)
         self.log.mkdir(parents=True, exist_ok=True)
         with whole_file(self.log / f"{name}.jsonl") as partial:
             partial.write_text((output / "log.jsonl").read_text())

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
-from functools import cache
-from itertools import takewhile
+from dataclasses import fields
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+
+from glmd_runtime.bundle import Manifest, open_bundle
+from glmd_runtime.calibration import CalibrationSpec
+from glmd_runtime.enroll import EnrolledSpec
+from glmd_runtime.plan import PlanRecord
+from glmd_runtime.postprocess import PostprocessSpec
+from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.thermal import Intensity
+from glmd_runtime.tuned import TunedSpec
+from glmd_runtime.verify import VerifyRow
+from tests.conftest import skip_unless
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")] + sorted(
     p for folder in ("docs", "models") for p in (ROOT / folder).glob("*.md")
 )
-COMMANDS = {"glmd-run": "glmd_runtime.cli:glmd_run_main", "glmd-verify": "glmd_runtime.cli:glmd_verify_main",
-            "glmd-doctor": "glmd_runtime.cli:glmd_doctor_main",
-            "glmd-train": "glmd_train.cli:main", "glmd-export": "glmd_export.cli:main",
-            "glmd-tune": "glmd_export.tune_cli:main"}
+EVERYTHING = "".join(document.read_text() for document in DOCUMENTS)
+spec = spec_from_file_location("references", ROOT / "docs/site/references.py")
+assert spec and spec.loader
+references = module_from_spec(spec)
+spec.loader.exec_module(references)
+PARSERS = references.parsers()
 
 
 def snippets(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.S)
-
-
-@cache
-def help_of(command: str, *words: str) -> str:
-    module, function = COMMANDS[command].split(":")
-    code = f"import sys; sys.argv = {[command, *words, '--help']!r}; from {module} import {function} as m; m()"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60).stdout
+    """Blocks of Python but those that are marked, with the reason, as not to be run."""
+    return re.findall(r"(?<!-->\n)```python\n(.*?)```", text, re.S)
 
 
 @pytest.mark.parametrize("snippet", snippets(README), ids=lambda s: s.splitlines()[0])
@@ -45,15 +54,60 @@ def test_the_first_snippet_is_five_lines() -> None:
     assert len([line for line in snippets(README)[0].splitlines() if line]) <= 5
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_in_the_documents_exists(command: str) -> None:
-    assert any(line.startswith(f"{command} ") for line in README.splitlines()), f"README shows no use of {command}"
-    for document in DOCUMENTS:
-        text = document.read_text().replace("\\\n", " ")  # a command may go on in the next line
-        for line in re.findall(rf"^{command} [^#\n]*", text, re.M):
-            words = line.split()[1:]
-            known = help_of(command, *takewhile(re.compile("[a-z]+").fullmatch, words))
-            assert not [w for w in words if w.startswith("--") and w not in known], f"{document.name}: {line}"
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS[1:] if snippets(d.read_text())], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_python_in_documents_runs(document: Path, tmp_path: Path) -> None:
+    """One block after the other, as a reader would, in a folder that has nothing but the models."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    code = "\n".join(snippets(document.read_text()))
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_what_is_not_run_says_why() -> None:
+    marks = re.findall(r"(.*)\n```python\n", EVERYTHING)
+    reasons = [mark for mark in marks if mark.endswith("-->")]
+    assert reasons and all(re.fullmatch(r"<!-- not run: \w[\w ]+ -->", mark) for mark in reasons), reasons
+
+
+def in_blocks(document: Path) -> list[str]:
+    """Commands of this SDK in blocks of code, whole: a line may go on in the next, and begin with others."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.M | re.S)
+    lines = [line for kind, block in blocks if kind in ("", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    parts = [part.strip() for line in lines for part in re.split(r"&& |\| | > | # ", line)]
+    return [part for part in parts if part.split(" ")[0] in PARSERS]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_in_documents_parse(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in in_blocks(document):
+        command, *words = shlex.split(line, comments=True)
+        try:
+            PARSERS[command].parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{line}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_the_readme_shows_every_command(command: str) -> None:
+    assert any(line.split(" ")[0] == command for line in in_blocks(ROOT / "README.md"))
+
+
+def test_options_in_sentences_exist() -> None:
+    """A part of a command in `...` need not be complete, but its options are those of the command."""
+    for command, *words in (found.split() for found in re.findall(r"`(glmd-[a-z]+ [^`]*)`", EVERYTHING)):
+        parser = PARSERS[command]
+        while words and (below := references.subcommands(parser)) and words[0] in below:
+            parser = below[words.pop(0)]
+        known = {option for action in parser._actions for option in action.option_strings}
+        below = references.subcommands(parser)
+        if not below:
+            assert not [word for word in words if word.startswith("--") and word not in known], f"{command} {words}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -79,7 +133,6 @@ def test_figures_in_the_readme_are_those_of_the_committed_results() -> None:
         assert f"{100 * mean['ap50']:.1f}" in row and f"{100 * mean['recall']:.1f}" in row
 
 
-EVERYTHING = "".join(document.read_text() for document in DOCUMENTS)
 BENCHMARKS = sorted(set(re.findall(r"python -m (benchmarks\.\w+)", EVERYTHING)))
 
 
@@ -88,3 +141,45 @@ def test_benchmarks_that_documents_name_start(name: str) -> None:
     command = [sys.executable, "-m", name, "--help"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as `make docs` builds it: a broken link or a page that is in no menu is an error."""
+    skip_unless(find_spec("mkdocs") is not None, "mkdocs", "mkdocs is not installed: pip install '.[docs]'")
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=env)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_the_site_has_every_page_and_reads_offline(site: Path) -> None:
+    pages = {str(page.parent.relative_to(site)) for page in site.rglob("index.html")}
+    assert pages >= {document.stem for document in (ROOT / "docs").glob("*.md")} | {".", "models/thermal_lite0"}
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//', text) == []
+        assert "../README.md" not in text and 'href="docs/' not in text
+
+
+def test_the_site_has_the_references(site: Path) -> None:
+    commands, api = ((site / name / "index.html").read_text() for name in ("commands", "api"))
+    for option in ("--false-alarms N", "--budget-ms MS", "--tiles COLUMNS ROWS", "--prune"):
+        assert f"<code>{option}</code>" in commands, option
+    for name in ("glmd_runtime.detector.Detector.enroll", "glmd_runtime.zones.Line", "glmd_export.exporter.Recipe"):
+        assert f'id="{name}"' in api, name
+
+
+def test_the_page_of_the_bundle_names_every_key_and_file() -> None:
+    page = (ROOT / "docs/bundle.md").read_text()
+    bundle = open_bundle(ROOT / "models/thermal_lite0.glmd")
+    names = {field.name for field in fields(Manifest)} | {"schema_version"}
+    specs = (
+        PreprocessSpec, PostprocessSpec, Intensity, CalibrationSpec, EnrolledSpec, TunedSpec, PlanRecord, VerifyRow,
+    )
+    for spec in specs:
+        names |= {field.name for field in fields(spec)}
+    assert [name for name in sorted(names) if not re.search(rf"[`.]{name}[`.]", page)] == []
+    assert [name for name in bundle.manifest.sha256 if f"`{name}`" not in page] == []

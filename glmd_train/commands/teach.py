@@ -36,6 +36,8 @@ def add_parser(commands: Any) -> None:
     add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
     add("--classes", nargs="+", default=[], metavar="NAME", help="teach these of the labelled classes (default: all)")
     add("--recipe", default="default", metavar="NAME", help="how to train: a name in glmd_train/configs/recipes")
+    add("--iterations", type=int, metavar="N",
+        help="of each of the three trainings, for a quick look at what comes of it (default: as the recipe says)")
     add("--false-alarms", type=float, default=10.0, metavar="N",
         help="of each class in 1000 pictures like the background, at most (default: %(default)g)")
     add("--seed", type=int, default=0, metavar="N", help="of the training (default: %(default)s)")
@@ -52,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
 
     if options.recipe not in recipe_names():
         raise UsageError(f"--recipe must be one of {', '.join(recipe_names())}; got {options.recipe!r}.")
+    if options.iterations is not None and options.iterations < 1:
+        raise UsageError(f"--iterations must be 1 or more; got {options.iterations}.")
     if not 0 <= options.false_alarms < math.inf:
         raise UsageError(f"--false-alarms must be 0 or more, and finite; got {options.false_alarms}.")
     if not 0 <= options.seed < 2**32:
@@ -94,8 +98,8 @@ def _teach(lesson: Lesson, output: Path, folder: Path, options: argparse.Namespa
     began = time.monotonic()
     with redirect_stdout(sys.stderr):  # stdout is for the report
         taught = teach(
-            lesson, folder, recipe=options.recipe, false_alarms=options.false_alarms, seed=options.seed,
-            step=lambda text: console.print(text, markup=False),
+            lesson, folder, recipe=options.recipe, iterations=options.iterations,
+            false_alarms=options.false_alarms, seed=options.seed, step=lambda text: console.print(text, markup=False),
         )
     values = report_values(lesson, taught, time.monotonic() - began)
     write_report(folder, values, lesson, taught)

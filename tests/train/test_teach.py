@@ -98,6 +98,16 @@ def test_a_dry_run_judges_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_quick_look_takes_as_many_iterations_as_it_is_given(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert teach("--iterations", 2) == 0
+    assert "Trained: " not in "".join(capsys.readouterr())  # which would name files that are gone
+    assert load_checkpoint(tmp_path / "model.safetensors").provenance["iterations"] == 2
+    logs = [(tmp_path / f"model.report/{name}.jsonl").read_text() for name in ("without_1", "without_2", "all")]
+    assert [json.loads(log.splitlines()[-1])["iteration"] for log in logs] == [2, 2, 2]
+
+
 def test_prototypes_are_advised_where_there_is_something_to_tell_apart() -> None:
     assert next_command(Path("a.safetensors"), ("fox",)) == "glmd-export --ckpt a.safetensors --fp16"
     assert next_command(Path("a.safetensors"), ("fox", "hare")) == "glmd-export --ckpt a.safetensors --fp16 --pcb"
@@ -134,6 +144,7 @@ def test_a_class_that_the_base_knows_is_refused(
         (["--false-alarms", "nan"], "0 or more, and finite"),
         (["--false-alarms", "inf"], "0 or more, and finite"),
         (["--seed", str(2**32)], "--seed must be 0 to 4294967295"),
+        (["--iterations", "0"], "--iterations must be 1 or more"),
         (["--background", "nowhere"], "--background expects a folder"),
     ],
 )
