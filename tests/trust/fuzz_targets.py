@@ -6,6 +6,7 @@ imports what it needs when it is made: a process has one of them.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -229,6 +230,21 @@ _ADDRESSES = (
     "rtsp://[fe80::1]:8554/live", "v4l2:///dev/video0?format=Y16&size=640x512&fps=9",
 )
 
+# What a reader must not do, by the input that makes `planted` do it.
+PLANTED: dict[bytes, Callable[[], object]] = {
+    b"error": lambda: {}["nothing"],  # type: ignore[index]
+    b"memory": lambda: bytearray(1 << 40),
+    b"crash": lambda: ctypes.string_at(8),
+    b"loop": lambda: sum(1 for _ in iter(int, 1)),
+}
+
+
+def planted(folder: Path) -> Target:
+    """A reader with every defect, to see that each is found."""
+    return Target(lambda data: PLANTED.get(data, bytes)() and None, [b"harmless"], octets)
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "manifest": manifest, "frames": frames, "recording": recording, "uri": uri, **fuzz_training.TARGETS,
+    "manifest": manifest, "frames": frames, "recording": recording, "uri": uri, "planted": planted,
+    **fuzz_training.TARGETS,
 }
