@@ -41,7 +41,7 @@ def manifest(folder: Path) -> Target:
 
     def run(data: bytes) -> None:
         (path / MANIFEST).write_bytes(data)
-        (path / SEAL).write_text(hashlib.sha256(data).hexdigest())
+        (path / SEAL).write_text(hashlib.sha256(data).hexdigest() + "\n")
         backend = FakeBackend(open_bundle(path).manifest.graph, [[((1, 1, 9, 9), 0, 0.9)]])
         with Detector(path, backend=backend, pcb=False) as detector:
             json.dumps(detector.info())
@@ -77,7 +77,8 @@ def frames(folder: Path) -> Target:
         assert (found.xyxy >= 0).all() and (found.xyxy <= [*geometry.frame_hw[::-1]] * 2).all(), found
 
     rng = np.random.default_rng(0)
-    return Target(run, [rng.integers(0, 256, 64, np.uint8).tobytes() for _ in range(100)], octets)
+    decisions = [rng.integers(0, 256, 64, np.uint8).tobytes() for _ in range(100)]
+    return Target(run, [bytes(64)], octets, decisions)
 
 
 class Choices:
@@ -241,7 +242,7 @@ PLANTED: dict[bytes, Callable[[], object]] = {
 
 def planted(folder: Path) -> Target:
     """A reader with every defect, to see that each is found."""
-    return Target(lambda data: PLANTED.get(data, bytes)() and None, [b"harmless"], octets)
+    return Target(lambda data: PLANTED.get(data, bytes)(), [b"harmless"], octets)
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
