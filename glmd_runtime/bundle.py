@@ -115,7 +115,7 @@ class GraphSpec:
         inputs: dict[str, Shape] = {"images": (b, preprocess.channels, *preprocess.size_hw), "valid_hw": (b, 2)}
         outputs: dict[str, Shape] = {"boxes": (b, r, classes, 4), "scores": (b, r, classes), "valid": (b, r)}
         if "features" in self.outputs:
-            outputs["features"] = (b, r, *self.outputs["features"][2:3])
+            outputs["features"] = (b, r, *self.outputs["features"][-1:])
         if (self.inputs, self.outputs) != (inputs, outputs):
             raise ValueError(f"the graph must have {inputs} and {outputs}; got {self.inputs} and {self.outputs}")
         if max(map(math.prod, (*inputs.values(), *outputs.values()))) > _MOST_NUMBERS:

@@ -79,6 +79,8 @@ def main() -> None:
         from tests.trust.fuzz_targets import TARGETS
 
         target = TARGETS[given.target](work)  # a target imports what it is about
+    for seed in target.seeds:
+        target.run(seed)  # what refuses valid inputs would make all of this look well
     execute = guarded(target.run, Diary(given.folder / "diary"))
     bound_memory()
     if data is not None:
@@ -89,7 +91,7 @@ def main() -> None:
         unguided(execute, target, given.runs)
 
 
-def guarded(run: Callable[[bytes], None], diary: Diary) -> Callable[[bytes], None]:
+def guarded(run: Callable[[bytes], object], diary: Diary) -> Callable[[bytes], None]:
     """`run`, its inputs in the diary, its time bounded; the process ends for an error that is no GlmdError."""
     from glmd_runtime.errors import GlmdError
 
@@ -122,7 +124,7 @@ def bound_memory() -> None:
 def guided(atheris: Any, execute: Callable[[bytes], None], target: Any, folder: Path, runs: int) -> None:
     corpus = folder / "corpus"
     corpus.mkdir()
-    for number, seed in enumerate(target.seeds):
+    for number, seed in enumerate(target.inputs):
         (corpus / f"seed{number:03d}").write_bytes(seed)
 
     def mutated(data: bytes, largest: int, seed: int) -> bytes:
@@ -130,7 +132,7 @@ def guided(atheris: Any, execute: Callable[[bytes], None], target: Any, folder: 
         if rng.random() < 0.2:
             return atheris.Mutate(data, largest)
         # Most of what is new is refused, and so is what comes of it; seeds lead to what lies behind the first checks.
-        return target.mutate(rng.choice(target.seeds) if rng.random() < 0.4 else data, rng)[:largest]
+        return target.mutate(rng.choice(target.inputs) if rng.random() < 0.4 else data, rng)[:largest]
 
     arguments = [f"-runs={runs}", f"-seed={SEED}", f"-max_len={LARGEST}", "-len_control=0", "-mutate_depth=2"]
     arguments += [f"-timeout={WAITING}", "-rss_limit_mb=0", "-malloc_limit_mb=0", f"-artifact_prefix={folder}/"]
@@ -140,10 +142,10 @@ def guided(atheris: Any, execute: Callable[[bytes], None], target: Any, folder: 
 
 def unguided(execute: Callable[[bytes], None], target: Any, runs: int) -> None:
     rng = Random(SEED)
-    for seed in target.seeds[:runs]:
+    for seed in target.inputs[:runs]:
         execute(seed)
-    for _ in range(runs - len(target.seeds)):
-        data = rng.choice(target.seeds)
+    for _ in range(runs - len(target.inputs)):
+        data = rng.choice(target.inputs)
         for _ in range(rng.choice((1, 1, 2, 3))):
             data = (target.mutate if rng.random() < 0.7 else octets)(data, rng)
         execute(data[:LARGEST])

@@ -8,7 +8,7 @@ import re
 import struct
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -17,11 +17,22 @@ Mutation = Callable[[bytes, Random], bytes]
 
 @dataclass(frozen=True)
 class Target:
-    """run takes one input and may raise GlmdErrors; the seeds are valid inputs, made by code; mutate changes one."""
+    """What is done with one input, and where inputs come from.
 
-    run: Callable[[bytes], None]
+    run      takes one input, and may raise GlmdErrors
+    seeds    inputs that are accepted, made by code
+    mutate   changes an input
+    hostile  inputs to begin with that are refused
+    """
+
+    run: Callable[[bytes], object]
     seeds: list[bytes]
     mutate: Mutation
+    hostile: list[bytes] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> list[bytes]:
+        return self.seeds + self.hostile
 
 
 PART = b"\x1e"  # between the files of an input that is several
@@ -189,6 +200,11 @@ def parts(*mutations: Mutation) -> Mutation:
         return PART.join(files)
 
     return mutated
+
+
+def after_first(mutation: Mutation) -> Mutation:
+    """Of inputs whose first byte is their kind: what follows it changed."""
+    return lambda data, rng: data[:1] + mutation(data[1:], rng)
 
 
 def protobuf(new: Callable[[], Any]) -> Mutation:

@@ -6,6 +6,7 @@ imports what it needs when it is made: a process has one of them.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ def manifest(folder: Path) -> Target:
 
     def run(data: bytes) -> None:
         (path / MANIFEST).write_bytes(data)
-        (path / SEAL).write_text(hashlib.sha256(data).hexdigest())
+        (path / SEAL).write_text(hashlib.sha256(data).hexdigest() + "\n")
         backend = FakeBackend(open_bundle(path).manifest.graph, [[((1, 1, 9, 9), 0, 0.9)]])
         with Detector(path, backend=backend, pcb=False) as detector:
             json.dumps(detector.info())
@@ -76,7 +77,8 @@ def frames(folder: Path) -> Target:
         assert (found.xyxy >= 0).all() and (found.xyxy <= [*geometry.frame_hw[::-1]] * 2).all(), found
 
     rng = np.random.default_rng(0)
-    return Target(run, [rng.integers(0, 256, 64, np.uint8).tobytes() for _ in range(100)], octets)
+    decisions = [rng.integers(0, 256, 64, np.uint8).tobytes() for _ in range(100)]
+    return Target(run, [bytes(64)], octets, decisions)
 
 
 class Choices:
@@ -229,6 +231,21 @@ _ADDRESSES = (
     "rtsp://[fe80::1]:8554/live", "v4l2:///dev/video0?format=Y16&size=640x512&fps=9",
 )
 
+# What a reader must not do, by the input that makes `planted` do it.
+PLANTED: dict[bytes, Callable[[], object]] = {
+    b"error": lambda: {}["nothing"],  # type: ignore[index]
+    b"memory": lambda: bytearray(1 << 40),
+    b"crash": lambda: ctypes.string_at(8),
+    b"loop": lambda: sum(1 for _ in iter(int, 1)),
+}
+
+
+def planted(folder: Path) -> Target:
+    """A reader with every defect, to see that each is found."""
+    return Target(lambda data: PLANTED.get(data, bytes)(), [b"harmless"], octets)
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "manifest": manifest, "frames": frames, "recording": recording, "uri": uri, **fuzz_training.TARGETS,
+    "manifest": manifest, "frames": frames, "recording": recording, "uri": uri, "planted": planted,
+    **fuzz_training.TARGETS,
 }

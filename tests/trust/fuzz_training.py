@@ -13,6 +13,7 @@ import numpy as np
 
 from tests.trust.fuzz_mutations import (
     Target,
+    after_first,
     attempt_all,
     joined,
     json_values,
@@ -143,7 +144,7 @@ def voc(folder: Path) -> Target:
     size = "<size><width>12</width><height>10</height><depth>1</depth></size>"
     declared = '<?xml version="1.0" encoding="utf-8"?><!DOCTYPE a [<!ENTITY b "c">]>'
     text = f"<annotation><filename>a.png</filename>{size}{one}{one}</annotation>"
-    return Target(run, [text.encode(), (declared + text).encode(), text.encode("utf-16")], words)
+    return Target(run, [text.encode(), text.encode("utf-16")], words, [(declared + text).encode()])
 
 
 def labelme(folder: Path) -> Target:
@@ -201,25 +202,25 @@ def checkpoint(folder: Path) -> Target:
     few = {"backbone.stem.conv.weight": np.ones((1, 1, 7, 7), np.float16), "rpn.conv.bias": np.ones(3, np.float32)}
     torch.save({"model": {name: torch.from_numpy(value) for name, value in few.items()}, "iteration": 3}, "seed.pth")
     enrolled = EnrolledSpec(("c",), (0.5,))
+    files = {
+        b"c": (folder / "a.safetensors", load_checkpoint),
+        b"p": (folder / "p.safetensors", lambda path: read_prototypes(path.read_bytes(), path, 2)),
+        b"e": (folder / "e.safetensors", lambda path: read_enrolment(path.read_bytes(), path, enrolled, 4)),
+        b"t": (folder / "a.pth", read_state_dict),
+        b"k": (folder / "a.pkl", read_state_dict),
+    }
     seeds = [
-        whole.read_bytes(), save(few, {"glmd": "{}"}), prototypes_to_bytes(np.ones((2, 3), np.float32)),
-        Enrolment(enrolled, np.ones((1, 4), np.float32), np.ones(1, np.float32)).to_bytes(),
-        Path("seed.pth").read_bytes(), pickle.dumps({"model": few, "__author__": "x"}, 2),
+        b"c" + whole.read_bytes(), b"p" + prototypes_to_bytes(np.ones((2, 3), np.float32)),
+        b"e" + Enrolment(enrolled, np.ones((1, 4), np.float32), np.ones(1, np.float32)).to_bytes(),
+        b"t" + Path("seed.pth").read_bytes(), b"k" + pickle.dumps({"model": few, "__author__": "x"}, 2),
     ]
-    own, pth, pkl = folder / "a.safetensors", folder / "a.pth", folder / "a.pkl"
 
     def run(data: bytes) -> None:
-        if data.startswith((b"PK", b"\x80")):
-            path = pth if data.startswith(b"PK") else pkl
-            path.write_bytes(data)
-            read_state_dict(path)
-            return
-        own.write_bytes(data)
-        attempt_all(
-            lambda: read_prototypes(own, 2), lambda: read_enrolment(own, enrolled, 4), lambda: load_checkpoint(own)
-        )
+        path, read = files.get(data[:1], files[b"c"])
+        path.write_bytes(data[1:])
+        read(path)
 
-    return Target(run, seeds, safetensors)
+    return Target(run, seeds, after_first(safetensors), [b"c" + save(few, {"glmd": "{}"})])
 
 
 class Escaped(BaseException):
@@ -255,8 +256,8 @@ def unpickler(folder: Path) -> Target:
     for seed in seeds:  # before the hook, since Python's own codecs are imported when they are first used
         run(seed)
     sys.addaudithook(audit)
-    seeds += [b"cos\nsystem\n(S'touch canary'\ntR.", b"\x80\x02}U\x01acos\nsystem\nU\x0ctouch canary\x85Rs."]
-    return Target(run, seeds, operations)
+    hostile = [b"cos\nsystem\n(S'touch canary'\ntR.", b"\x80\x02}U\x01acos\nsystem\nU\x0ctouch canary\x85Rs."]
+    return Target(run, seeds, operations, hostile)
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
