@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glmd_runtime import errors
+from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import GlmdError, UnsupportedError
 
 TIMEOUT = 300.0  # seconds; TensorRT builds an engine of the tiny model in the meantime
@@ -34,7 +34,7 @@ def probe(task: str, *arguments: str, timeout: float = TIMEOUT, cache: Path | No
     except subprocess.TimeoutExpired:
         raise UnsupportedError(f"no answer in {timeout:.0f} s") from None
     with suppress(ValueError, IndexError, KeyError, TypeError):
-        return _outcome(json.loads(done.stdout.splitlines()[-1]))
+        return _outcome(parse_json(done.stdout.splitlines()[-1]))
     raise UnsupportedError(_how_it_died(done))
 
 

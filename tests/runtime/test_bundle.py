@@ -141,7 +141,6 @@ def test_a_manifest_of_another_form(own_bundle: Path, change: Callable[[dict[str
         (("preprocess", "size_hw"), [64, 2**31], "whole number in 1..8192; got 2147483648"),
         (("preprocess", "size_hw"), [64, 64.5], "whole number"),
         (("preprocess", "size_hw"), [64, 81], "the graph must have"),
-        (("preprocess", "mean"), [float("nan")], "finite number"),
         (("preprocess", "mean"), [10**400], "finite number"),
         (("preprocess", "std"), [1e-30], "finite number"),
         (("preprocess", "intensity", "low"), True, "finite number"),
@@ -358,8 +357,7 @@ def test_a_manifest_with_what_is_no_number(number: str, own_bundle: Path) -> Non
     """Nothing would ever be detected: no score is above NaN."""
     text = (own_bundle / MANIFEST).read_text().replace("0.2,", f"{number},", 1)
     assert number in text
-    (own_bundle / MANIFEST).write_text(text)
-    (own_bundle / SEAL).write_text(hashlib.sha256(text.encode()).hexdigest())
+    seal(own_bundle, text.encode())
     with pytest.raises(BundleError, match=r"manifest\.json"):
         open_bundle(own_bundle)
 
