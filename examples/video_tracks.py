@@ -1,6 +1,6 @@
 """Objects followed through a clip: an annotated video, and how long each was seen.
 
-    pip install '.[cpu,track]'
+    pip install '.[openvino,track]'
     python examples/video_tracks.py                           # a simulated clip -> tracks.mp4
     python examples/video_tracks.py clip.mp4 --out out.mp4
 """

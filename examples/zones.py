@@ -1,6 +1,6 @@
 """Who is in the yard, who crossed the line: counts by class, and a picture of both.
 
-    pip install '.[cpu,track]'
+    pip install '.[openvino,track]'
     python examples/zones.py                                  # a simulated clip -> zones.png
     python examples/zones.py clip.mp4 --zone 40,40 600,40 600,470 40,470 --line 320,512 320,0
 
