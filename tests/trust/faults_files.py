@@ -27,13 +27,19 @@ from glmd_runtime.video.recording import Recorder
 from glmd_runtime.video.sources import open_source
 from tests import tiny
 from tests.trust.parts import BrokenPromiseError, Figures, Form, Part, require
-from tests.trust.processes import ROOT, ended, fork, warm
+from tests.trust.processes import ROOT, ended, fork, import_all, warm
 
 DISK = 240 << 20  # bytes of the disk that is made full
 NOBODY = 65534
 Work = Callable[[Path], object]  # writes or reads something in a folder
 FRAMES = 40
 CLIP = f"sim://ground?seed=5&frames={FRAMES}&size=80x64"
+
+
+IMPORTED = (
+    "av", "onnxruntime", "openvino", "glmd_runtime.commands.run", "glmd_runtime.video.simulator", "glmd_train.loop",
+    "tests.runtime.test_enroll", "tests.fakes.models", "tests.export.conftest",
+)
 
 
 @dataclass(frozen=True)
@@ -136,9 +142,7 @@ def disk_full(form: Form) -> Figures:
 
 def full_disks(folder: str, times: int, heavy: bool) -> Figures:
     """Every writer on a disk that has room for a part of what it writes, `times` parts."""
-    import torch
-
-    torch.set_num_threads(1)
+    import_all(*IMPORTED)
     place, mounted = _disk(Path(folder))
     try:
         tiny.bundle(place / "tiny.glmd")
@@ -289,9 +293,7 @@ def permission(form: Form) -> Figures:
 
 def lost_rights(folder: str, heavy: bool) -> Figures:
     """Every writer in somebody else's folder; every reader of somebody else's files."""
-    import torch
-
-    torch.set_num_threads(1)
+    import_all(*IMPORTED)
     place = Path(folder)
     tiny.bundle(place / "tiny.glmd")
     writers = (*LIGHT, *(HEAVY if heavy else HEAVY[:1]))

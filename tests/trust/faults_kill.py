@@ -194,13 +194,23 @@ def trainings(folder: str, kills: int, iterations: int) -> Figures:
     from glmd_train.checkpoint import load_checkpoint
     from glmd_train.config import load_config
     from glmd_train.loop import fit
+    from glmd_train.run_folder import RunFolder
     from tests.train.squares import draw_squares, write_config
 
     torch.set_num_threads(1)
     here = draw_squares(Path(folder))
     config = write_config(here)
+    read, began = os.pipe()
 
-    def train(name: str) -> None:
+    def train(name: str, *, says: bool = False) -> None:
+        store = RunFolder.store
+
+        def told(*args: Any) -> None:
+            RunFolder.store = store  # type: ignore[method-assign]
+            os.write(began, b".")
+            store(*args)
+
+        RunFolder.store = told if says else store  # type: ignore[method-assign]
         said = [f"output={here / name}", f"iterations={iterations}", "val=[]", "checkpoint_minutes=1e-9"]
         fit(load_config(config, said), resume=True)
 
@@ -209,12 +219,16 @@ def trainings(folder: str, kills: int, iterations: int) -> Figures:
     hits = runs = states = 0
     while hits < kills:
         runs += 1
-        while killed(lambda: train(f"run{runs}"), seconds):  # noqa: B023 (called at once)
-            hits += 1
+        while hits < kills:
+            # Every other time while the state is saved, which is what could be torn, else at any time.
+            says = hits % 2 == 0
+            hit = killed(lambda: train(f"run{runs}", says=says), seconds / (1 + says), read if says else None)  # noqa: B023
+            hits += hit
             states += _is_sound(here / f"run{runs}", load_checkpoint)
-            if hits == kills:
-                timed(lambda: train(f"run{runs}"))  # noqa: B023
+            if not hit:
                 break
+        else:
+            timed(lambda: train(f"run{runs}"))  # noqa: B023
         came = (here / f"run{runs}" / "model.safetensors").read_bytes()
         require(came == expected, f"run {runs}, killed and resumed, must give the bytes of one that was not")
         left = [p.name for p in (here / f"run{runs}").iterdir() if p.name.startswith(".")]
@@ -224,11 +238,11 @@ def trainings(folder: str, kills: int, iterations: int) -> Figures:
 
 def _is_sound(run: Path, load_checkpoint: Callable[[Path], object]) -> bool:
     """Whether a killed run had saved anything; what it had must be whole."""
-    import torch
+    from glmd_train.torch_file import read_torch
 
     for name in ("last.pt", "model.safetensors"):
         if (run / name).exists():
-            load_checkpoint(run / name) if name.startswith("model") else torch.load(run / name, weights_only=True)
+            load_checkpoint(run / name) if name.startswith("model") else read_torch(run / name)
     return (run / "last.pt").exists()
 
 

@@ -34,6 +34,14 @@ def warm(module: str, function: str, *arguments: Any) -> Any:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
+def import_all(*modules: str) -> None:
+    """Once, for all children, and torch with one thread: a child has no thread of its parent's but one."""
+    for module in modules:
+        import_module(module)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
 def fork(work: Callable[[], object]) -> int:
     """Begin `work` in a child. Returns: its process id."""
     if pid := os.fork():
