@@ -32,12 +32,39 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def scratch_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path`, whose own folder exists, to make it in; removed at the end of the block."""
     _remove_abandoned(path.parent.absolute())
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        # Renamed when it is locked, so that nobody finds one that is not locked yet.
-        with FileLock(folder / "new", thread_local=False):
-            (folder / "new").rename(folder / _HELD)
-            yield folder
+    folder, held = _new_folder(path)
+    try:
+        yield folder
+    finally:
+        _remove(folder, held)
+
+
+def _new_folder(path: Path) -> tuple[Path, FileLock]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        held = FileLock(folder / _HELD, thread_local=False)
+        try:
+            held.acquire()
+        except (FileNotFoundError, FileExistsError):
+            continue  # another process took it for abandoned, before it was held
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if (folder / _HELD).exists():
+            return folder, held
+        held.release()
+
+
+def _remove(folder: Path, held: FileLock) -> None:
+    """What is in it goes first, so that who is killed meanwhile leaves what the next finds abandoned."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _HELD:
+                entry.unlink(missing_ok=True)
+    held.release()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -76,10 +103,20 @@ def work_folder(name: str) -> Iterator[Path]:
 def _remove_abandoned(where: Path) -> None:
     with suppress(OSError):  # what is not ours to read or remove stays
         for folder in where.iterdir():
-            if _SCRATCH.fullmatch(folder.name) and (folder / _HELD).is_file():
-                with suppress(Timeout, OSError), FileLock(folder / _HELD, timeout=0):
-                    _give_back(folder)
-                    shutil.rmtree(folder)
+            if _SCRATCH.fullmatch(folder.name) and folder.is_dir():
+                with suppress(Timeout, OSError):
+                    _remove_if_abandoned(folder)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    """Raises: OSError for a folder that is not empty and was never held: it is none of ours; Timeout."""
+    if not (folder / _HELD).is_file():
+        folder.rmdir()
+        return
+    held = FileLock(folder / _HELD, timeout=0)
+    held.acquire()
+    _give_back(folder)
+    _remove(folder, held)
 
 
 def _give_back(folder: Path) -> None:

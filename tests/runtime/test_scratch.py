@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,30 @@ def test_what_a_killed_process_left_is_removed_whatever_is_made(tmp_path: Path) 
 def test_what_somebody_holds_or_is_none_of_ours_stays(tmp_path: Path) -> None:
     held, foreign = left_behind(tmp_path), tmp_path / ".model.glmd.backups0"
     foreign.mkdir()
+    (foreign / "notes").touch()
     with FileLock(held / "held"), scratch_folder(tmp_path / "model.glmd"):
         pass
     assert (held / "half").exists() and foreign.exists()
+
+
+def test_one_that_was_killed_before_it_held_its_folder_leaves_none(tmp_path: Path) -> None:
+    (tmp_path / ".model.glmd.k3v9x0ab").mkdir()
+    with scratch_folder(tmp_path / "other"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_that_make_and_tidy_up_at_once(tmp_path: Path) -> None:
+    """None takes another's folder for abandoned."""
+    def make(number: int) -> None:
+        for _ in range(25):
+            scratch._remove_abandoned.cache_clear()
+            with whole_file(tmp_path / f"{number}.json") as partial:
+                partial.write_text("{}")
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(make, range(6)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number}.json" for number in range(6)]
 
 
 def test_two_at_the_same_path_do_not_meet(tmp_path: Path) -> None:
