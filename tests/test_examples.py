@@ -110,7 +110,7 @@ def test_the_notebook_teaches_a_class(tmp_path: Path) -> None:
     code = "\n".join("".join(cell["source"]) for cell in cells("code"))
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=560,
-        env={**os.environ, "GLMD_SDK": str(ROOT)},
+        env={**os.environ, "GLMD_SDK": str(ROOT), "MPLBACKEND": "agg"},
     )
     assert result.returncode == 0, result.stderr
     found, there = map(int, re.findall(r"found (\d+) of (\d+)", result.stdout)[0])
