@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from glmd_runtime.agc import COUNTS, STEP, DampedCurve, Histogram, window_curve
+from glmd_runtime.agc import COUNTS, STEP, DampedCurve, Histogram, plateau_curve, window_curve
 
 LOW, HIGH = window_curve(1000, 2000), window_curve(3000, 5000)
 SIDE = 2 * STEP  # of a frame of which four pixels are looked at
@@ -28,6 +30,21 @@ def test_a_histogram_begins_and_ends_with_what_occurs() -> None:
     histogram = Histogram.of(np.array([[7, 9], [9, 12]], np.uint16))
     assert histogram.first == 7 and histogram.pixels.tolist() == [1, 0, 2, 0, 0, 1]
     assert histogram.pixels.dtype == np.int64
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.floats(0, 100), st.floats(0, 100))
+def test_percentiles_are_numpys_to_the_bit(seed: int, pixels: int, low: float, high: float) -> None:
+    counts = np.random.default_rng(seed).integers(0, COUNTS, (1, pixels), dtype=np.uint16)
+    assert Histogram.of(counts).percentiles(low, high) == tuple(np.percentile(counts, (low, high)))
+
+
+def test_what_a_frame_has_not_is_black_or_white() -> None:
+    """As the next frame of a stream may have it."""
+    with np.errstate(all="raise"):
+        curve = plateau_curve(Histogram.of(np.array([[7, 9]], np.uint16)), 1.0)
+        flat = plateau_curve(Histogram.of(np.array([[7, 7]], np.uint16)), 1.0)
+    assert curve.dtype == np.float32 and set(curve[:8]) == {0} and set(curve[9:]) == {255}
+    assert not flat.any()
 
 
 @pytest.mark.parametrize("seconds", [0.5, 2.0])

@@ -242,6 +242,19 @@ def test_what_is_no_plain_file(name: str, become: Callable[[Path], None], own_bu
         open_bundle(own_bundle)
 
 
+@pytest.mark.parametrize(
+    ("become", "said"),
+    [(link_to_itself, "cannot be read: "), (Path.unlink, "cannot be read: "), (pipe, "must be a plain file")],
+)
+def test_what_takes_a_file_s_name_later_is_not_read(
+    become: Callable[[Path], None], said: str, own_bundle: Path
+) -> None:
+    bundle = open_bundle(own_bundle)
+    become(own_bundle / "model.onnx")
+    with pytest.raises(BundleError, match=rf"model\.onnx {said}.*\. Export or copy the bundle again\.$"):
+        bundle.read("model.onnx")
+
+
 def test_the_bundle_itself_may_be_a_link(own_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "current.glmd").symlink_to(own_bundle)
     assert open_bundle(tmp_path / "current.glmd").read("model.onnx") == tiny.model()
