@@ -1,5 +1,5 @@
 # make demo   set up, export the shipped checkpoint, verify it, run it on thermal video
-# make test   set up, lint, type-check, test
+# make test   set up, lint, type-check, test, and see that the tests reach enough of the lines and branches
 # make audit  known vulnerabilities of what is installed, where their index is reached
 # make package  wheel and sdist in dist/, checked
 # make plugins  the CUDA operators: what nvcc and TensorRT's headers allow here, and their tests
@@ -17,7 +17,7 @@ export GLMD_DATA ?= ../shared/data
 CLIP := $(wildcard $(GLMD_DATA)/air/clips/IR_HELICOPTER_037.mp4)
 SOURCE ?= $(if $(CLIP),$(CLIP),sim://ground?seed=20261123&frames=150)
 
-.PHONY: setup demo test lint audit package docs plugins trust trust-long bench clean
+.PHONY: setup demo test lint cover audit package docs plugins trust trust-long bench clean
 
 setup: $(VENV)/.ready
 
@@ -42,8 +42,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint cover
+
+# Two processes take the test files in turns; the cores are theirs, so OpenMP starts no further threads.
+cover: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=
+	$(BIN)/python -m coverage report --skip-covered --show-missing --include='glmd_runtime/*' --fail-under=95
+	$(BIN)/python -m coverage report --skip-covered --show-missing --include='glmd_train/*,glmd_export/*' --fail-under=88
 
 audit: setup
 	$(BIN)/python .ci/audit.py
@@ -81,4 +86,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.regression
 
 clean:
-	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .coverage .coverage.* out build dist .pytest_cache .mypy_cache .ruff_cache

@@ -21,8 +21,9 @@ from benchmarks.common import RESULTS, conditions, write
 from tests.trust.parts import Form, Part
 from tests.trust.report import write_report
 
-# Modules of tests.trust, each with its PARTS.
-AREAS: tuple[str, ...] = ("construction", "fuzz", "faults", "load", "compatibility")
+AREAS: tuple[str, ...] = (  # modules of tests.trust, each with its PARTS
+    "construction", "fuzz", "faults", "load", "compatibility", "coverage", "mutation",
+)
 
 
 def main() -> int:
