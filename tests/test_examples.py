@@ -109,7 +109,7 @@ def test_the_notebook_teaches_a_class(tmp_path: Path) -> None:
     """Its code cells one after the other, in a process of their own."""
     code = "\n".join("".join(cell["source"]) for cell in cells("code"))
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=560,
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=1500,
         env={**os.environ, "GLMD_SDK": str(ROOT), "MPLBACKEND": "agg"},
     )
     assert result.returncode == 0, result.stderr
