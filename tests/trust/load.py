@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
+from typing import Any
 
 import numpy as np
 
 from glmd_runtime import Detector
+from glmd_runtime.images import Images
 from glmd_runtime.listen import Address
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
@@ -34,6 +36,8 @@ FEW = 4  # calls, at least, until then
 GROWTH = 1.02  # of resident memory, at any later look, against the first
 
 CAMERAS, FPS = 8, 30
+LATENCY = 1.0  # seconds from its capture in which 99 of 100 frames have their detections
+SLACK = 0.1  # seconds that a busy machine may take from a frame's turn to where it is seen here
 FAIR, TURNS = 1.1, 3  # the camera that was served most may have so many times the frames of the least, or so many more
 
 
@@ -75,6 +79,18 @@ class CountedCamera:
             yield shot
 
 
+class Attentive(Detector):
+    """Notes when it is given a frame to prepare, which is when the frame's turn comes."""
+
+    def __init__(self, bundle: Path) -> None:
+        super().__init__(bundle)
+        self.turns: deque[float] = deque()
+
+    def prepare(self, frames: Sequence[Any]) -> Images:
+        self.turns.append(monotonic())
+        return super().prepare(frames)
+
+
 def cameras(form: Form) -> Figures:
     return apart(_cameras, 10 if form == "short" else 600)
 
@@ -83,15 +99,15 @@ def _cameras(seconds: int) -> Figures:
     """The cameras end by themselves, so that at the end every frame is either served or dropped."""
     query = f"size=320x256&fps={FPS}&frames={seconds * FPS}&live=1"
     given = [CountedCamera(f"sim://{'ground' if seed % 2 else 'air'}?seed={seed}&{query}") for seed in range(CAMERAS)]
-    results: list[tuple[float, float, float]] = []  # seconds: waited, worked on, and the age when it was done
+    ages: list[tuple[float, float]] = []  # seconds, of a frame when its turn came, and when it was done
     watch = Watch(seconds * FPS)
 
     def note(result: Result) -> None:
-        spent = result.seconds
-        results.append((spent["wait"], spent["prepare"] + spent["detect"], monotonic() - result.frame.captured))
+        captured = result.frame.captured
+        ages.append((one.turns.popleft() - captured, monotonic() - captured))
         watch(result.frame.index)
 
-    with Detector(SHIPPED) as one, Pipeline([LiveSource(camera) for camera in given], one, on_result=note) as pipeline:
+    with Attentive(SHIPPED) as one, Pipeline([LiveSource(camera) for camera in given], one, on_result=note) as pipeline:
         began = monotonic()
         pipeline.run()
         took = monotonic() - began
@@ -100,7 +116,7 @@ def _cameras(seconds: int) -> Figures:
         **counted,
         "frames_a_second": round(counted["served"] / took, 1),
         **_fairness([stream.frames for stream in pipeline.streams]),
-        **_latency(np.array(results)),
+        **_latency(np.array(ages)),
         **watch.figures(),
     }
 
@@ -121,18 +137,13 @@ def _fairness(served: list[int]) -> Figures:
     return {"least_served": least, "most_served": most, "Jain_index": round(jain, 4)}
 
 
-def _latency(results: np.ndarray) -> Figures:
-    """Of (N, 3): no frame waits for longer than STALENESS and the call that is finished before its own."""
-    waited, worked, age = results.T
-    bound = STALENESS + worked.max()
-    require(waited.max() <= bound, f"A frame waited for {waited.max():.3f} s, longer than {bound:.3f} s")
-    names = ("p50", "p99", "max")
-    said = zip(names, np.percentile(age, (50, 99, 100)), strict=True)
-    return {
-        **{f"latency_{name}_ms": round(1000 * value) for name, value in said},
-        "longest_wait_ms": round(1000 * waited.max()),
-        "longest_work_ms": round(1000 * worked.max()),
-    }
+def _latency(ages: np.ndarray) -> Figures:
+    """Of (N, 2): when its turn came, when it was done."""
+    turn, done = ages.max(axis=0)[0], np.percentile(ages[:, 1], (50, 99, 100))
+    require(turn <= STALENESS + SLACK, f"A frame was {turn:.3f} s old when its turn came, more than {STALENESS} s")
+    require(done[1] <= LATENCY, f"One frame in a hundred had its detections after {done[1]:.3f} s, not {LATENCY} s")
+    said = zip(("p50", "p99", "max"), done, strict=True)
+    return {"oldest_turn_ms": round(1000 * turn), **{f"latency_{name}_ms": round(1000 * age) for name, age in said}}
 
 
 def fake_frames(form: Form) -> Figures:
@@ -196,7 +207,8 @@ PARTS: list[Part] = [
     Part(
         "load.cameras",
         f"{CAMERAS} cameras of {FPS} Hz share one engine fairly; no frame is older than {STALENESS} s when its turn "
-        "comes; memory stays flat; each frame given is served, or counted as dropped with its cause",
+        f"comes, and 99 of 100 have their detections within {LATENCY} s; memory stays flat; each frame given is served, or "
+        "counted as dropped with its cause",
         cameras,
     ),
     Part(
