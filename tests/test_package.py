@@ -28,7 +28,8 @@ def brought(extra: str) -> set[str]:
     names: set[str] = set()
     for requirement in EXTRAS[extra]:
         name, _, others = re.match(r"([\w-]+)(\[([\w,]+)\])?", requirement).groups()
-        names |= {n for other in others.split(",") for n in brought(other)} if others else {name}
+        ours = name == PROJECT["name"]
+        names |= {n for other in others.split(",") for n in brought(other)} if ours else {name}
     return names
 
 
