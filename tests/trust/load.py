@@ -207,8 +207,8 @@ PARTS: list[Part] = [
     Part(
         "load.cameras",
         f"{CAMERAS} cameras of {FPS} Hz share one engine fairly; no frame is older than {STALENESS} s when its turn "
-        f"comes, and 99 of 100 have their detections within {LATENCY} s; memory stays flat; each frame given is served, or "
-        "counted as dropped with its cause",
+        f"comes, and 99 of 100 have their detections within {LATENCY} s; memory stays flat; each frame is served, "
+        "or counted as dropped with its cause",
         cameras,
     ),
     Part(
