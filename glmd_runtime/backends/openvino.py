@@ -12,6 +12,7 @@ import openvino
 from glmd_runtime.backends.base import Read, Tensors
 from glmd_runtime.errors import BundleError, UnsupportedError
 from glmd_runtime.onnx_file import check_onnx
+from glmd_runtime.scratch import work_folder
 
 # The first array that the library shows sets up its share of numpy, and in two threads at once that never ends: one
 # holds Python's lock and waits for the other, which waits for Python's lock. So it is done here, by one thread.
@@ -65,7 +66,9 @@ def _read(core: Any, model: Path, read: Read) -> Any:
     content = read(model)
     if model.suffix != ".xml":
         check_onnx(content, model)
-        return core.read_model(content)
+        with work_folder("glmd-openvino") as folder:  # of one in memory, 2026.4 loses inputs
+            (folder / "model.onnx").write_bytes(content)
+            return core.read_model(folder / "model.onnx")
     if not content.startswith(b"<"):  # the library goes by what is inside, and would take it for another kind
         raise BundleError(f"{model} must be an OpenVINO model in XML; it is not. Export the checkpoint again.")
     return core.read_model(content, read(model.with_suffix(".bin")))

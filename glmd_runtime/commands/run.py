@@ -41,8 +41,12 @@ from glmd_runtime.view import PORT, View
 
 
 def run_parser() -> argparse.ArgumentParser:
-    description = "Detect objects in video, pictures, cameras or a simulated scene."
-    parser = argparse.ArgumentParser("glmd-run", description=description)
+    parser = argparse.ArgumentParser(
+        "glmd-run",
+        description="Detect objects in video, pictures, cameras or a simulated scene.",
+        epilog="example: glmd-run --engine models/thermal_lite0.glmd --source 'sim://ground?seed=7&frames=90' "
+        "--picture best.png",
+    )
     add = parser.add_argument
     add("--engine", required=True, type=Path, metavar="BUNDLE", help="a bundle name.glmd, or an engine file inside one")
     add(

@@ -178,7 +178,10 @@ def test_a_feature_map_as_wide_as_there_are_attention_heads(name: str, tmp_path:
     neck, x = GLMDNeck(64).eval(), torch.randn(1, 64, 12, 16)
     for side, features in {"wide": x, "high": x.transpose(2, 3).contiguous()}.items():
         file = tmp_path / f"{side}.onnx"
-        torch.onnx.export(neck, (features,), file, input_names=["x"], output_names=["y"], dynamo=True, verbose=False)
+        torch.onnx.export(
+            neck, (features,), file, input_names=["x"], output_names=["y"], dynamo=True, external_data=False,
+            verbose=False,
+        )
         backend = backends.load(name, file)
         came = backend.run({"x": features.numpy()})["y"]
         backend.close()

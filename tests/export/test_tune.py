@@ -164,7 +164,11 @@ class Exports:
         self.recipes[(*shape, bool(recipe.calibration))] = recipe
         engines = {"model.onnx": "fp32", **({"model.int8.onnx": "int8"} if recipe.calibration else {})}
         (r, hw), batch = shape, recipe.batch
-        graph = GraphSpec({"images": (batch, 1, *hw)}, {"valid": (batch, r)})
+        classes = len(tiny.CLASS_NAMES)
+        graph = GraphSpec(
+            {"images": (batch, 1, *hw), "valid_hw": (batch, 2)},
+            {"boxes": (batch, r, classes, 4), "scores": (batch, r, classes), "valid": (batch, r)},
+        )
         manifest = replace(tiny.manifest(), preprocess=checkpoint.preprocess, graph=graph, engines=engines)
         files = {name: tiny.model() for name in engines}
         return Draft(write_bundle(folder / "draft.glmd", manifest, files), checkpoint, recipe, (), {})
@@ -235,10 +239,10 @@ def test_what_does_not_run_is_passed_over(
 ) -> None:
     load = backends.load
 
-    def broken(name: str, model: Path, threads: int | None = None, *more: Any) -> Any:
+    def broken(name: str, model: Path, threads: int | None = None, *more: Any, **named: Any) -> Any:
         if threads == 2:
             raise UnsupportedError("out of memory.")
-        return load(name, model, threads, *more)
+        return load(name, model, threads, *more, **named)
 
     monkeypatch.setattr(backends, "load", broken)
     one = Sweep(tiny_bundle, None, request(30), [], tmp_path, lambda _: None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -179,9 +180,6 @@ def _times_of_results(bundle: Path, times: Iterable[float]) -> list[float]:
 # Engines that fail
 
 
-logging.getLogger("glmd_runtime").setLevel(logging.ERROR)  # that it fails is known
-
-
 class Faulty(FakeBackend):
     """Fails on the calls whose number `when` says yes to, in a way of its own."""
 
@@ -219,6 +217,22 @@ HOW = ("raises", "memory", "nothing", "no outputs", "no scores", "another shape"
 
 def throwing_backend(form: Form) -> Figures:
     """Now and then, and for good: of a frame, a clip, cameras beside each other, one by one and in batches."""
+    with _silent("glmd_runtime"):  # that it fails is known
+        return _failures(form)
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _failures(form: Form) -> Figures:
     cameras_of_each = 8 if form == "long" else 3
     runs = lost = 0
     with tempfile.TemporaryDirectory() as folder:
