@@ -33,7 +33,11 @@ def one_thread() -> Iterator[None]:
     threads, load = torch.get_num_threads(), backends.load
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "load", lambda name, model, threads=None, *others: load(name, model, 1, *others))
+
+        def alone(name: str, model: Path, threads: int | None = None, *others: Any, **named: Any) -> backends.Backend:
+            return load(name, model, 1, *others, **named)
+
+        patch.setattr(backends, "load", alone)
         yield
     torch.set_num_threads(threads)
 

@@ -235,10 +235,10 @@ def test_what_does_not_run_is_passed_over(
 ) -> None:
     load = backends.load
 
-    def broken(name: str, model: Path, threads: int | None = None, *more: Any) -> Any:
+    def broken(name: str, model: Path, threads: int | None = None, *more: Any, **named: Any) -> Any:
         if threads == 2:
             raise UnsupportedError("out of memory.")
-        return load(name, model, threads, *more)
+        return load(name, model, threads, *more, **named)
 
     monkeypatch.setattr(backends, "load", broken)
     one = Sweep(tiny_bundle, None, request(30), [], tmp_path, lambda _: None)
