@@ -145,7 +145,7 @@ def test_after_an_error_of_the_network_nothing_comes(tiny_bundle: Path) -> None:
     assert [result.frame.index for result in results] == [0]
     stream = detector(tiny_bundle, backend=Engine(fail)).stream(clip("a", 9))
     assert next(stream)[0].index == 0
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(GlmdError, match="RuntimeError: out of memory"):
         next(stream)
     assert list(stream) == []
 
