@@ -16,7 +16,7 @@ import pytest
 from glmd_runtime import Detector, backends
 from glmd_runtime.backends.base import Backend, Tensors
 from glmd_runtime.backends.fake import FakeBackend
-from glmd_runtime.errors import EngineError, FrameError, GlmdError, SourceError
+from glmd_runtime.errors import FrameError, GlmdError, SourceError
 from glmd_runtime.overlap import overlapped
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.streams import Result
@@ -145,7 +145,7 @@ def test_after_an_error_of_the_network_nothing_comes(tiny_bundle: Path) -> None:
     assert [result.frame.index for result in results] == [0]
     stream = detector(tiny_bundle, backend=Engine(fail)).stream(clip("a", 9))
     assert next(stream)[0].index == 0
-    with pytest.raises(EngineError, match="failed: RuntimeError: out of memory"):
+    with pytest.raises(GlmdError, match="RuntimeError: out of memory"):
         next(stream)
     assert list(stream) == []
 
