@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+_BLOCK = 1 << 20  # bytes that are read at a time
 MOST_BYTES = 64 << 20  # of a document, unless its reader knows better
 
 
@@ -28,10 +29,12 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """A file's content. Raises: OSError; ValueError for more than `most` bytes, of which no more are read."""
+    content = b""
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it has more than {most} bytes")
+        while block := file.read(_BLOCK):  # of all at once, Python would first make room for the most
+            content += block
+            if len(content) > most:
+                raise ValueError(f"it has more than {most} bytes")
     return content
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
-from glmd_runtime.preprocess import check_frame
+from glmd_runtime.preprocess import checked_frame
 from glmd_runtime.thermal import Intensity
 
 Picture = NDArray[np.uint8]
@@ -44,8 +44,7 @@ def draw(frame: NDArray[Any], detections: Detections) -> Picture:
     Returns: (H * n, W * n, 3) uint8 BGR, n the smallest integer that makes the longer side MIN_SIDE or more.
     Raises: FrameError for another array.
     """
-    check_frame(frame)
-    grey_or_bgr = Intensity()(frame)
+    grey_or_bgr = Intensity()(checked_frame(frame))
     zoom = -(-MIN_SIDE // max(frame.shape[:2]))
     picture = np.asarray(cv2.resize(grey_or_bgr, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC), np.uint8)
     if picture.ndim == 2:

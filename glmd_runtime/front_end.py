@@ -14,7 +14,7 @@ from glmd_runtime.bad_pixels import BadPixels
 from glmd_runtime.detections import Detections
 from glmd_runtime.drift import DriftWatch
 from glmd_runtime.errors import UsageError
-from glmd_runtime.preprocess import PreprocessSpec, check_frame
+from glmd_runtime.preprocess import PreprocessSpec, checked_frame
 from glmd_runtime.shutter import ShutterWatch
 from glmd_runtime.thermal import POLARITIES, Intensity, Polarity
 from glmd_runtime.video.frame import Frame
@@ -88,17 +88,17 @@ class FrontEnd:
 
     def prepare(self, frame: Frame) -> Prepared:
         """Counts become intensities as this stream's; Raises: FrameError as `preprocess`, or for bad pixels' mask."""
-        check_frame(frame.image)
+        image = checked_frame(frame.image)
         if self._bad:
-            self._bad.check(frame.image)
-        if frame.image.dtype == np.uint8:
-            picture = np.asarray(255 - frame.image if self._inverts else frame.image, np.uint8)
-            return Prepared(frame, picture, frame.image)
-        event = self._shutter(frame.image, frame.time)
+            self._bad.check(image)
+        if image.dtype == np.uint8:
+            picture = np.asarray(255 - image if self._inverts else image, np.uint8)
+            return Prepared(frame, picture, image)
+        event = self._shutter(image, frame.time)
         if event.held:
             self.held[event.held] += 1
-            return Prepared(replace(frame, held=event.held), None, frame.image)
-        counts = self._bad.fill(frame.image) if self._bad else frame.image
+            return Prepared(replace(frame, held=event.held), None, image)
+        counts = self._bad.fill(image) if self._bad else image
         return Prepared(frame, self._picture(counts, event.jump, frame.time), counts)
 
     def _picture(self, counts: NDArray[np.uint16], jump: int, time: float) -> NDArray[np.uint8]:

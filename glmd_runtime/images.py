@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.backends.device_array import is_on_device
 from glmd_runtime.errors import FrameError
-from glmd_runtime.preprocess import Geometry, PreprocessSpec, check_frame, preprocess
+from glmd_runtime.preprocess import Geometry, PreprocessSpec, checked_frame, preprocess
 from glmd_runtime.tiles import Tiles, Windows
 
 
@@ -43,8 +43,7 @@ def to_images(frames: Sequence[Any], spec: PreprocessSpec) -> Images:
 
 def to_tiles(frame: Any, spec: PreprocessSpec, tiles: Tiles) -> Images:
     """One frame; Raises: FrameError for another array, or one that is too small for so many tiles."""
-    frame = as_numpy(frame)
-    check_frame(frame)
+    frame = checked_frame(as_numpy(frame))
     windows = tiles.windows(frame.shape[:2])  # (T + 1, 4)
     # Counts become intensities before the cut: a tile's own percentiles would give it a contrast of its own.
     intensities = spec.intensity(frame)

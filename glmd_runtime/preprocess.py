@@ -104,7 +104,7 @@ def preprocess(frame: NDArray[Any], spec: PreprocessSpec) -> tuple[NDArray[np.fl
     Raises:
         FrameError: another dtype or shape, or an empty frame.
     """
-    check_frame(frame)
+    frame = checked_frame(frame)
     intensities = spec.intensity(frame)
     if spec.resize == "published":
         valid_hw = published_size(frame.shape[:2], *spec.size_hw)
@@ -120,14 +120,17 @@ def preprocess(frame: NDArray[Any], spec: PreprocessSpec) -> tuple[NDArray[np.fl
 def is_frame(array: Any) -> bool:
     """Whether it is one of the three kinds of camera array, with a pixel at least."""
     try:
-        check_frame(array)
+        checked_frame(array)
     except FrameError:
         return False
     return True
 
 
-def check_frame(frame: NDArray[Any]) -> None:
-    """Raise FrameError unless `frame` is one of the three kinds of camera array."""
+def checked_frame(frame: NDArray[Any]) -> NDArray[Any]:
+    """One of the three kinds of camera array, in C order: OpenCV reads beyond an array whose rows are one and the same.
+
+    Raises: FrameError for anything else.
+    """
     kinds = "(H, W) uint8 or uint16, or (H, W, 3) uint8 BGR"
     if not isinstance(frame, np.ndarray):
         raise FrameError(f"A frame must be a numpy array {kinds}; got {type(frame).__name__}. Use np.asarray first.")
@@ -139,6 +142,7 @@ def check_frame(frame: NDArray[Any]) -> None:
         )
     if frame.size == 0:
         raise FrameError(f"A frame must have at least one pixel; got shape {frame.shape}. Did the camera deliver?")
+    return np.ascontiguousarray(frame)
 
 
 def normalise(intensities: NDArray[np.uint8], spec: PreprocessSpec, out: NDArray[np.float32]) -> None:

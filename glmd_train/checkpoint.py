@@ -137,6 +137,8 @@ def _load_safetensors(path: Path) -> Checkpoint:
         config = ModelConfig.model_validate(contract["model"])
         preprocess = PreprocessSpec.from_dict(contract["preprocess"])
         postprocess = PostprocessSpec.from_dict(contract["postprocess"])
+        if preprocess.channels != config.in_channels or len(postprocess.score_thresholds) != len(config.class_names):
+            raise ValueError("means or score thresholds are not as many as the model's channels or classes")
         pcb = _load_pcb(contract, tensors, path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # ValidationError is a ValueError
         raise CheckpointError(f"{path} has a contract this version cannot read: {error}") from error

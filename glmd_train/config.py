@@ -31,6 +31,8 @@ class _Strict(BaseModel):
 
 
 _Channels = Annotated[int, Field(ge=1, le=4096)]
+_Size = Annotated[float, Field(ge=1, le=8192)]  # pixels
+_Ratio = Annotated[float, Field(ge=0.001, le=1000)]
 
 
 class ResNetConfig(_Strict):
@@ -70,8 +72,8 @@ class ModelConfig(_Strict):
     neck_dropout: float = Field(0.1, ge=0, lt=1)
     published_batching: bool = False
     # anchors and proposals
-    anchor_sizes: tuple[float, ...] = (12.0, 24.0, 48.0, 96.0, 192.0)
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_sizes: tuple[_Size, ...] = Field((12.0, 24.0, 48.0, 96.0, 192.0), min_length=1, max_length=64)
+    anchor_ratios: tuple[_Ratio, ...] = Field((0.5, 1.0, 2.0), min_length=1, max_length=64)
     pre_nms_topk: int = Field(1000, ge=1, le=6000)
     proposals: int = Field(150, ge=1, le=1000)
     bins: int = Field(8, ge=1, le=14)

@@ -14,7 +14,7 @@ from glmd_runtime.calibration import Calibration, CalibrationSpec, calibrate
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import DatasetError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
-from glmd_runtime.preprocess import Geometry, PreprocessSpec, check_frame, preprocess
+from glmd_runtime.preprocess import Geometry, PreprocessSpec, checked_frame, preprocess
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.classifier import Classifier, Pcb, rgb_of_images, rgb_of_picture
 from glmd_train.data.coco import Record
@@ -99,8 +99,8 @@ def box_logits(classifier: Classifier, spec: PreprocessSpec, frame: NDArray[Any]
     device runs, it sees the frame as it is, as the published code has it.
     """
     if spec.resize == "published":
-        check_frame(frame)
-        rgb, boxes = rgb_of_picture(spec.intensity(frame)), np.asarray(xyxy, np.float32)
+        picture = spec.intensity(checked_frame(frame))
+        rgb, boxes = rgb_of_picture(picture), np.asarray(xyxy, np.float32)
     else:
         image, geometry = preprocess(frame, spec)
         rgb, boxes = rgb_of_images(torch.from_numpy(image)[None], spec), geometry.to_image(xyxy)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.preprocess import (
     PreprocessSpec,
-    check_frame,
+    checked_frame,
     letterbox_resize,
     letterbox_size,
     normalise,
@@ -59,7 +59,7 @@ def augment(
 
     With `shorter_edge` it is the published one instead: resized, not cropped, and as large as it then is.
     """
-    check_frame(frame)
+    frame = checked_frame(frame)
     intensities = spec.intensity(frame)
     if config.shorter_edge:
         view = _published_view(intensities, record, spec, config, rng)

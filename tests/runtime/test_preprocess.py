@@ -176,6 +176,14 @@ def test_wrong_specs_are_named(changes: dict[str, object], message: str) -> None
         PreprocessSpec(**{"size_hw": (4, 4), "mean": (1.0,), "std": (1.0,), **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("mode", ["percentile", "linear", "plateau", "clahe"])
+def test_a_frame_whose_rows_are_one_and_the_same(mode: str) -> None:
+    """OpenCV takes a stride of 0 for none that is given, and reads on behind the array."""
+    spec = PreprocessSpec((20, 40), (0.0,), (1.0,), Intensity(mode, 1, 99))  # type: ignore[arg-type]
+    frame = np.broadcast_to(np.array([[140]], np.uint16), (129, 1))
+    np.testing.assert_array_equal(preprocess(frame, spec)[0], preprocess(frame.copy(), spec)[0])
+
+
 def test_a_frame_of_one_line_keeps_a_pixel() -> None:
     """Its other edge would be shorter than half a pixel."""
     spec = PreprocessSpec((20, 40), (0.0,), (1.0,), resize="published")

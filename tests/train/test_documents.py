@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from glmd_runtime.documents import read_json
 from glmd_runtime.errors import DatasetError, UsageError
 from glmd_train import documents
 from glmd_train.config import load_config
@@ -62,3 +63,9 @@ def test_what_is_no_json(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(DatasetError, match=r"a\.json is not (JSON|a COCO)"):
         read_coco(tmp_path / "a.json")
+
+
+def test_a_small_file_is_read_whatever_the_most_would_be(tmp_path: Path) -> None:
+    """No room is made for the most."""
+    (tmp_path / "a.json").write_text("[1]")
+    assert read_json(tmp_path / "a.json", most=1 << 62) == [1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -206,9 +207,10 @@ def uri(folder: Path) -> Target:
 
     sources.LiveSource = lambda camera, **given: None  # type: ignore[assignment,misc]
     sources.simulate = lambda spec: iter(())  # type: ignore[assignment]
+    os.chdir(folder)  # where relative addresses begin
     (folder / "night").mkdir()
     for name in ("a.png", "night/1.png", "night/2.png", "odd?name.png"):
-        cv2.imwrite(name, np.full((8, 10), 900, np.uint16))
+        cv2.imwrite(str(folder / name), np.full((8, 10), 900, np.uint16))
 
     def run(data: bytes) -> None:
         address = data.decode("utf-8", "surrogateescape")

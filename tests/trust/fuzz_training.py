@@ -200,7 +200,8 @@ def checkpoint(folder: Path) -> Target:
     spec, post = PreprocessSpec((64, 80), (127.0,), (128.0,)), PostprocessSpec((0.3, 0.3))
     whole = save_checkpoint(folder / "seed.safetensors", Checkpoint(build_model(config), config, spec, post, {"a": 1}))
     few = {"backbone.stem.conv.weight": np.ones((1, 1, 7, 7), np.float16), "rpn.conv.bias": np.ones(3, np.float32)}
-    torch.save({"model": {name: torch.from_numpy(value) for name, value in few.items()}, "iteration": 3}, "seed.pth")
+    tensors = {name: torch.from_numpy(value) for name, value in few.items()}
+    torch.save({"model": tensors, "iteration": 3}, folder / "seed.pth")
     enrolled = EnrolledSpec(("c",), (0.5,))
     files = {
         b"c": (folder / "a.safetensors", load_checkpoint),
@@ -212,7 +213,7 @@ def checkpoint(folder: Path) -> Target:
     seeds = [
         b"c" + whole.read_bytes(), b"p" + prototypes_to_bytes(np.ones((2, 3), np.float32)),
         b"e" + Enrolment(enrolled, np.ones((1, 4), np.float32), np.ones(1, np.float32)).to_bytes(),
-        b"t" + Path("seed.pth").read_bytes(), b"k" + pickle.dumps({"model": few, "__author__": "x"}, 2),
+        b"t" + (folder / "seed.pth").read_bytes(), b"k" + pickle.dumps({"model": few, "__author__": "x"}, 2),
     ]
 
     def run(data: bytes) -> None:
