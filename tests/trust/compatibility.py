@@ -82,7 +82,7 @@ def runtime_tests(combination: Combination, form: Form) -> Figures:
 def glmd_run(form: Form) -> Figures:
     """The shipped bundle, with the versions that pip chooses by itself."""
     with TemporaryDirectory(prefix="glmd-compatibility-") as folder:
-        python = install(Path(folder), sys.executable, Combination("", ("cpu",), ()), ())
+        python = install(Path(folder), sys.executable, Combination("", ("cpu", "openvino", "video"), ()), ())
         source = ("--source", "sim://ground?seed=1&frames=3", "--json", "-")
         call = [str(python.parent / "glmd-run"), "--engine", "models/thermal_lite0.glmd", *source]
         done = subprocess.run(call, cwd=Path(folder) / "sdk", capture_output=True, text=True)
