@@ -242,7 +242,8 @@ class Pipeline:
     def _infer(self, images: Images | None) -> _Answer:
         """In the network's thread. Without a picture, as of a closed shutter, there is nothing to find."""
         began = monotonic()
-        return monotonic() - began, self._found(images) if images else list
+        rest = self._found(images) if images else list
+        return monotonic() - began, rest
 
     def _found(self, images: Images) -> _Rest:
         """Where the network fails on several frames each goes alone, so that one costs no other its result."""

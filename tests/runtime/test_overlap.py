@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError, Event, Lock, Thread, current_thread
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,14 @@ def test_an_error_has_its_turn(
     assert [next(stream)[0].index for _ in range(2)] == [0, 1]
     with pytest.raises(error):
         next(stream)
+
+
+def test_what_the_network_takes_is_in_the_seconds(tiny_bundle: Path) -> None:
+    results: list[Result] = []
+    engine = Engine(lambda number: sleep(0.05))  # never shorter
+    run(Pipeline([clip("a", 3)], detector(tiny_bundle, backend=engine), on_result=results.append))
+    assert len(results) == 3
+    assert all(result.seconds["detect"] >= 0.05 for result in results)
 
 
 def test_after_an_error_of_the_network_nothing_comes(tiny_bundle: Path) -> None:
