@@ -247,10 +247,11 @@ def _change_message(message: Any, rng: Random) -> None:
 def _scalar(value: Any, field: Any, rng: Random) -> Any:
     if field.enum_type:
         return rng.choice(field.enum_type.values).number
+    if field.type == field.TYPE_STRING:
+        value = str(value)  # bytes, where it is no text
+        return rng.choice(("", "images", "boxes", "Conv", "TopK", "Gather", "ai.onnx", "glmd", value[:-1], value * 2))
     if isinstance(value, bytes):
         return octets(value, rng)
-    if isinstance(value, str):
-        return rng.choice(("", "images", "boxes", "Conv", "TopK", "Gather", "ai.onnx", "glmd", value[:-1], value * 2))
     if isinstance(value, float):
         return rng.choice((0.0, -1.0, 1e30, float("nan"), float("inf")))
     return rng.choice((0, 1, 2, 7, 10, 11, 2**31 - 1, max(0, value - 1), min(2**31 - 1, value + 1)))
