@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def sanitized(form: Form) -> Figures:
         if form == "long":
             tests = run_sanitized("-m", "pytest", "tests/plugins", "-m", "not gpu", library=library)
             require(tests.returncode == 0, f"the kernels' tests failed:\n{tests.stdout[-6000:]}{tests.stderr[-6000:]}")
-            figures["tests"] = tests.stdout.strip().splitlines()[-1]
+            figures["tests"] = int(re.findall(r"(\d+) passed", tests.stdout)[-1])
         return figures
 
 
@@ -52,9 +53,13 @@ def build(folder: Path) -> Path:
 
 
 def run_sanitized(*arguments: str, library: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Python with libasan in front, which a library that it loads needs; Python's own leaks are not looked at."""
-    asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    environment = os.environ | {"LD_PRELOAD": asan.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    """Python with libasan in front, which a library that it loads needs, and behind it what throws torch's exceptions.
+
+    Python's own leaks are not looked at.
+    """
+    ask = [["g++", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
+    found = [subprocess.run(one, capture_output=True, text=True, check=True).stdout.strip() for one in ask]
+    environment = os.environ | {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
     if library:
         environment["GLMD_HOST_LIBRARY"] = str(library)
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
