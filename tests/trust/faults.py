@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.trust import faults_files, faults_kill, faults_numbers, faults_streams
+from tests.trust import faults_files, faults_kill, faults_numbers, faults_streams, faults_two
 
-PARTS = [*faults_files.PARTS, *faults_kill.PARTS, *faults_streams.PARTS, *faults_numbers.PARTS]
+PARTS = [*faults_files.PARTS, *faults_two.PARTS, *faults_kill.PARTS, *faults_streams.PARTS, *faults_numbers.PARTS]

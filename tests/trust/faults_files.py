@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from glmd_runtime.bundle import PROTOTYPES, VERIFY, write_bundle
 from glmd_runtime.command import run_command
@@ -26,7 +27,7 @@ from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.recording import Recorder
 from glmd_runtime.video.sources import open_source
 from tests import tiny
-from tests.trust.parts import BrokenPromiseError, Figures, Form, Part, require
+from tests.trust.parts import Figures, Form, Part, require
 from tests.trust.processes import ROOT, ended, fork, import_all, warm
 
 DISK = 240 << 20  # bytes of the disk that is made full
@@ -64,7 +65,7 @@ def _report(folder: Path) -> None:
         partial.write_bytes(os.urandom(200_000))
 
 
-def _recording(folder: Path) -> None:
+def record(folder: Path) -> None:
     rng = np.random.default_rng(0)
     with Recorder(folder / "a.mkv", 30.0) as recorder:
         for index in range(60):
@@ -121,7 +122,7 @@ def _training(folder: Path) -> None:
 LIGHT = (
     Writer("bundle", _bundle),
     Writer("report", _report),
-    Writer("recording", _recording, (".mkv", ".mkv.jsonl")),
+    Writer("recording", record, (".mkv", ".mkv.jsonl")),
     Writer("glmd-run", _run, (".mkv", ".mkv.jsonl")),
     Writer("enrolment", _enrol),
     Writer("engine", _engine, (".log", ".lock", ".txt", ".timings", ".onnxruntime")),
@@ -200,9 +201,11 @@ def _check(writer: Writer, folder: Path, before: dict[str, str], said: str) -> N
 
 
 def _is_whole(path: Path) -> bool:
-    """Of glmd-run's outputs the one that comes last may have no room."""
+    """The output that comes last may have no room: those before are there."""
     if path.suffix == ".jsonl":
         return _lines(path) == FRAMES
+    if path.suffix == ".safetensors":  # a training's model is written before its state
+        return bool(load_file(path))
     if path.suffix == ".mp4":
         with open_source(path) as source:
             return sum(1 for _ in source) == FRAMES
@@ -343,7 +346,7 @@ def _readers(place: Path) -> dict[str, tuple[list[Path], Callable[[], Any]]]:
     config = write_config(draw_squares(squares))
     picture, bundle, weights = place / "a.png", place / "tiny.glmd", place / "checkpoint" / "a.safetensors"
     cv2.imwrite(str(picture), np.zeros((8, 8), np.uint8))
-    _recording_once(place)
+    _record_once(place)
     return {
         "bundle": ([bundle, bundle / "manifest.json", bundle / "model.onnx"], lambda: open_bundle(bundle)),
         "picture": ([picture], lambda: list(open_source(picture))),
@@ -354,108 +357,14 @@ def _readers(place: Path) -> dict[str, tuple[list[Path], Callable[[], Any]]]:
     }
 
 
-def _recording_once(place: Path) -> None:
+def _record_once(place: Path) -> None:
     if not (place / "b.mkv").exists():
         with Recorder(place / "b.mkv", 30.0) as recorder:
             recorder.write(Frame(np.zeros((8, 8), np.uint16), 0, 0.0))
-
-
-# Two of a kind
-
-
-def two_exporters(form: Form) -> Figures:
-    rounds = 100 if form == "long" else 6
-    with tempfile.TemporaryDirectory() as folder:
-        return dict(warm("tests.trust.faults_files", "two_of_a_kind", folder, rounds))
-
-
-def two_of_a_kind(folder: str, rounds: int) -> Figures:
-    """Two processes write one bundle, with and without leave to replace it; two record to one path."""
-    from glmd_runtime.bundle import open_bundle
-
-    refused = 0
-    for number in range(rounds):
-        path = Path(folder) / f"{number}.glmd"
-        codes = _both(lambda: tiny.bundle(path))  # noqa: B023 (called at once)
-        require(sorted(codes) == [0, 2], f"one must write the bundle, the other must be refused; got {codes}")
-        codes = _both(lambda: tiny.bundle(path, overwrite=True))  # noqa: B023
-        require(codes == [0, 0], f"both may replace the bundle; got {codes}")
-        open_bundle(path)
-        refused += 1
-        codes = _both(lambda: _recording(Path(folder) / f"r{number}"))  # noqa: B023
-        require(codes == [0, 0], f"both must be recorded; got {codes}")
-        for name in ("a.mkv", "a-2.mkv"):
-            with open_source(Path(folder) / f"r{number}" / name) as source:
-                require(sum(1 for _ in source) == 60, f"{name} must hold all that one of them recorded")
-    require(not list(Path(folder).glob(".*")), "nothing may be left over")
-    return {"rounds": rounds, "refused": refused}
-
-
-def _both(work: Callable[[], object]) -> list[int]:
-    """Exit codes of two commands that begin at the same time."""
-    go, ready = os.pipe()
-
-    def wait_and_work() -> None:
-        os.close(ready)
-        os.read(go, 1)  # until the last one who could write has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os._exit(run_command(argparse.ArgumentParser("it"), lambda _: work() and None, []))
-
-    pids = [fork(wait_and_work) for _ in range(2)]
-    os.close(ready)
-    codes = [ended(pid) for pid in pids]
-    os.close(go)
-    return codes
-
-
-def one_engine(form: Form) -> Figures:
-    """With a stand-in for TensorRT: a builder is killed; of those who wait one builds, the other finds the engine."""
-    rounds = 20 if form == "long" else 2
-    with tempfile.TemporaryDirectory() as folder:
-        return dict(warm("tests.trust.faults_files", "killed_builders", folder, rounds))
-
-
-def killed_builders(folder: str, rounds: int) -> Figures:
-    import random
-    import signal
-    import time
-
-    for number in range(rounds):
-        place = Path(folder) / str(number)
-        place.mkdir()
-        first = fork(lambda: _build(place, "hang"))  # noqa: B023 (called at once)
-        until = time.monotonic() + 60
-        while not list(place.rglob("*.lock")):
-            if time.monotonic() > until:
-                raise BrokenPromiseError("the first builder never began")
-            time.sleep(0.02)
-        waiting = [fork(lambda: _build(place, "")) for _ in range(2)]  # noqa: B023
-        time.sleep(random.uniform(0, 1.5))
-        os.kill(first, signal.SIGKILL)
-        ended(first)
-        require([ended(pid) for pid in waiting] == [0, 0], "those who waited for a builder that was killed must go on")
-        built = len((place / "builds.txt").read_text().splitlines())
-        require(built <= 2, f"one of those who waited must build, the other find it; {built} built")
-        left = [path.name for path in (place / "cache" / "glmdnet" / "engines").glob(".*")]
-        require(not left, f"what the killed builder left must be removed by the next; found {left}")
-    return {"killed builders": rounds}
-
-
-def _build(place: Path, fault: str) -> None:
-    from glmd_runtime.engines import open_engine
-    from tests.fakes import models
-    from tests.fakes.gpu import fake_gpu
-
-    with tempfile.TemporaryDirectory() as scratch, fake_gpu(place) as gpu:
-        gpu.fault(fault)
-        bundle = models.half_bundle(Path(scratch) / "t.glmd")
-        open_engine(bundle, models.HALF, "tensorrt").close()
 
 
 PARTS = [
     Part("faults.disk_full", "a full disk is one clear error; nothing is half written or lost", disk_full),
     Part("faults.stdout_full", "standard output that takes nothing is one clear error", stdout_full),
     Part("faults.permission", "a lost right is one clear error; nothing is half written or lost", permission),
-    Part("faults.two_exporters", "of two who write one path both are whole, or one is refused", two_exporters),
-    Part("faults.killed_builder", "who waits for a builder of an engine that is killed goes on", one_engine),
 ]
