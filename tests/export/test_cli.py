@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -25,14 +26,14 @@ from tests.export.conftest import draw_checkpoint
 from tests.export.test_parity import spoil
 
 Main = tuple[int, str, str]
-SHIPPED = Path(__file__).parents[2] / "models" / "thermal_lite0.safetensors"
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "models" / "thermal_lite0.safetensors"
 
 
 def command(folder: Path, *arguments: object, before: Callable[[], None] | None = None) -> Main:
     """In a process of its own: exit code, stdout, stderr."""
     program = [sys.executable, "-m", "glmd_export.cli", *map(str, arguments)]
-    root = str(Path(cli.__file__).parents[1])
-    environment = {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, cwd=folder, capture_output=True, text=True, env=environment, preexec_fn=before)
     return done.returncode, done.stdout, done.stderr
 
@@ -225,7 +226,7 @@ e.export_bundle(c.load_checkpoint(path), path, Path("a.glmd"), e.Recipe(engines=
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(checkpoint_file)], cwd=tmp_path, capture_output=True,
-        env={"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "a.glmd").exists()

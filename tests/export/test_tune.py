@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -280,7 +281,7 @@ def exported(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def command(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "glmd_export.tune_cli", *map(str, arguments)]
-    environment = {"PYTHONPATH": str(Path(tune.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(tune.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.run(program, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
 
 

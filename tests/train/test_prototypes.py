@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -297,7 +298,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     coco(tmp_path)
     arguments = ["--checkpoint", start, "--support", tmp_path / "supp*.json", "-o", tmp_path / "b.safetensors"]
     program = [sys.executable, "-m", "glmd_train.cli", "prototypes", *map(str, arguments)]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env={"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "not calibrated" in done.stdout and "support boxes" in done.stdout
     before, after = load_checkpoint(start), load_checkpoint(tmp_path / "b.safetensors")
