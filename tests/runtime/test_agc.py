@@ -38,6 +38,12 @@ def test_percentiles_are_numpys_to_the_bit(seed: int, pixels: int, low: float, h
     assert Histogram.of(counts).percentiles(low, high) == tuple(np.percentile(counts, (low, high)))
 
 
+def test_percentiles_of_two_counts_are_rounded_as_numpys() -> None:
+    """Beyond the middle, going back from the upper one gives another last bit."""
+    counts = np.array([[39200, 64303]], np.uint16)
+    assert Histogram.of(counts).percentiles(17.3, 82.7) == tuple(np.percentile(counts, (17.3, 82.7)))
+
+
 def test_what_a_frame_has_not_is_black_or_white() -> None:
     """As the next frame of a stream may have it."""
     with np.errstate(all="raise"):

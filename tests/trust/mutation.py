@@ -36,11 +36,11 @@ WHY = {
     r"np\.asarray\(xyxy, ": "whole numbers of pixels are cut out, the same in either precision",
     r"calcHist\(\[frame\], None": "of a picture with one channel it is that one",
     r"up_to\[-1\] \+ 1": "beyond the last pixel only where its part is 0",
-    r"astype\(None\)$": "None is numpy's float64, as was wanted",
     r"part <= 0\.5": "halfway both formulas are exact",
-    r"np\.rint\(curve\)\.astype\(None\)|np\.asarray\(cv2\..*(, None\)|, \))": "the other conversion remains",
-    r"np\.take\(table, frame": "slower, and the same values",
     r"createCLAHE\(clip, (None)?\)": "OpenCV's own tiles are 8x8 too",
+    r"curve\)\.astype\(None\)|np\.asarray\(cv2\..*(, None\)|, \))": "of that type without it",
+    r"astype\(None\)$": "None is numpy's float64, as was wanted",
+    r"np\.take\(table, frame": "slower, and the same values",
     r"self\._time = 1\.0": "the time before the first frame is asked for by none",
     r"or True else self\._curve": "moved by nothing",
     r"device=None|\.to\(None\)|(dtype=torch\.bool|sum\(counts\)|float\(count\)), \)": "that is the CPU, too",
@@ -95,7 +95,7 @@ def described(mutant: str, diff: str, file: str) -> str:
     start = source.index(f"def {function}(")
     before, after = (re.findall(rf"^\{sign}(?!\{sign}\{sign})(.+)$", diff, re.M) for sign in "-+")
     line = source[: source.index(before[0], start) if before else start].count("\n") + 1
-    becomes = " ".join(text.strip() for text in after) or "(gone)"
+    becomes = " ".join(text.partition("  # ")[0].strip() for text in after) or "(gone)"
     why = next((reason for pattern, reason in WHY.items() if re.search(pattern, becomes)), "not tested")
     return f"`{Path(file).name}:{line}` `{becomes}`: {why}"
 
