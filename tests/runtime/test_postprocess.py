@@ -135,3 +135,20 @@ def test_no_threshold_keeps_those_of_the_model() -> None:
 def test_a_threshold_that_no_score_can_have(score: float) -> None:
     with pytest.raises(UsageError, match=rf"^score_threshold must be in 0\.\.1; got {score}\.$"):
         SPEC.with_threshold(score)
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "beyond"),
+    [
+        ("score_thresholds", [0, 1], [[-0.01], [1.01], [float("nan")]]),
+        ("nms_iou", 0, [-0.01, 1.01]),
+        ("nms_iou", 1, ["0.5"]),
+        ("max_detections", 1, [0, 1.5, 2**31]),
+    ],
+)
+def test_what_a_manifest_may_say(name: str, limits: object, beyond: list[object]) -> None:
+    read = PostprocessSpec.from_dict({**SPEC.to_dict(), name: limits})
+    assert read.to_dict() == {**SPEC.to_dict(), name: limits}
+    for value in beyond:
+        with pytest.raises(ValueError, match=r"^expected a (finite|whole) number in .*; got "):
+            PostprocessSpec.from_dict({**SPEC.to_dict(), name: value})

@@ -31,6 +31,7 @@ WHY = {
     r"reshape\(-2, 4\)": "numpy takes any negative number for as many as there are",
     r'kind="STABLE"': "numpy looks at the first letter only, of either case",
     r"union >= 0, inter": "0 / 1 is 0 as well",
+    r"union, 2\)": "where there is no union the quotient is not taken",
     r"zip\(columns, row, ": "the other zip sees to it that a row has a value for each column",
     r"zip\(table, labels, ": "what zip does where it is not told",
     r"np\.asarray\(xyxy, ": "whole numbers of pixels are cut out, the same in either precision",
@@ -43,6 +44,7 @@ WHY = {
     r"np\.take\(table, frame": "slower, and the same values",
     r"self\._time = 1\.0": "the time before the first frame is asked for by none",
     r"or True else self\._curve": "moved by nothing",
+    r"device = None$": "that is the CPU, too",
     r"device=None|\.to\(None\)|(dtype=torch\.bool|sum\(counts\)|float\(count\)), \)": "that is the CPU, too",
     r"len\(labels\) \+ 2": "one more row that no picture takes",
 }
