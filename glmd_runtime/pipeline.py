@@ -136,9 +136,10 @@ class Pipeline:
             while not self._stopped.is_set() and not all(stream.finished for stream in self.streams):
                 self._announce()
                 self._wait()
+                answered = self._has_answer()  # asked first: a call that ends just now is not finished before the next
                 if self._has_room() and (turns := self._turns()):
                     self._calls.append(self._begin(turns, network))
-                if self._has_answer():
+                if answered:
                     for result in self._finish(self._calls.popleft()):
                         self._on_result(result)
         self._announce()

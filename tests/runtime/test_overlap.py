@@ -92,9 +92,13 @@ def test_of_a_camera_the_newest_frame_is_taken_when_the_network_is_free(tiny_bun
     def meanwhile(number: int) -> None:
         if number < 3:
             camera.feed(frame(number + 1))
-            slots.append(until(lambda: stream._slot is not None))
+            slots.append(until(announced))
         else:
             camera.end()
+
+    def announced() -> bool:
+        with stream._changed:  # a full slot is announced to the pipeline before this is let go
+            return stream._slot is not None
 
     def note(result: Result) -> None:
         assert result.frame.index == 3 or engine.began[result.frame.index + 1].wait(SOON)
