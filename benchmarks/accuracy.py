@@ -13,7 +13,7 @@ from benchmarks.common import conditions, write
 from glmd_runtime import Detector
 from glmd_train.data.coco import load_coco
 from glmd_train.evaluate import EVAL_SCORE, evaluate
-from glmd_train.score_report import print_scores
+from glmd_train.scores.report import print_scores
 
 SETS = ("hit_uav", "air", "dogs_people", "cheetah")
 

@@ -37,7 +37,7 @@ from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, p
 from glmd_runtime.preprocess import Geometry, preprocess
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from glmd_train.data.coco import Record, load_coco_files
-from glmd_train.intervals import run_interval
+from glmd_train.scores.intervals import run_interval
 
 FLOOR = 1e-6  # AP is of the order of scores: what 0.5 means to a class is a guess from a few frames
 CACHE = Path(__file__).parents[1] / "runs" / "enroll"

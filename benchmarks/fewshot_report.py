@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, write_tables
 from benchmarks.fewshot_runs import CLASSES, MAIN, METHODS, SHOTS, WITHOUT, Key, Method
-from glmd_train.intervals import Interval, run_interval
+from glmd_train.scores.intervals import Interval, run_interval
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, PLOT = ROOT / "docs" / "few-shot.md", ROOT / "docs" / "images" / "fewshot.png"

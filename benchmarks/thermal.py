@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import conditions, write
 from glmd_runtime import Camera, FrontEnd, Intensity, PreprocessSpec
-from glmd_runtime.bad_pixels import BadPixels
+from glmd_runtime.camera.bad_pixels import BadPixels
 from glmd_runtime.thermal import MODES, Mode
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.sources import open_source

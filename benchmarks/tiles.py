@@ -27,7 +27,7 @@ from glmd_runtime import Detections, Detector
 from glmd_runtime.boxes import area
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.evaluate import EVAL_SCORE, RECALL_SCORE, in_order, match_greedily
-from glmd_train.intervals import Interval, ap_difference, ap_intervals, covered
+from glmd_train.scores.intervals import Interval, ap_difference, ap_intervals, covered
 
 TILES = {"none": None, "2x1": (2, 1), "2x2": (2, 2)}
 SMALL = 16.0**2  # frame pixels

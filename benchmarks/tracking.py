@@ -25,7 +25,7 @@ from glmd_runtime import Detections, Detector
 from glmd_runtime.boxes import iou, xywh_to_xyxy
 from glmd_runtime.tracking import HALF_LIFE, KINDS, ClassVote, Tracker
 from glmd_runtime.video.frame import Frame
-from glmd_train.intervals import run_interval
+from glmd_train.scores.intervals import run_interval
 
 ROOT = Path(__file__).parents[1]
 IMAGE = ROOT / "docs" / "images" / "tracking.png"

@@ -14,7 +14,7 @@ from glmd_runtime.video.sources import read_picture
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.evaluate import EVAL_SCORE, detect, score, torch_predict
-from glmd_train.intervals import ap_difference
+from glmd_train.scores.intervals import ap_difference
 
 Step = Callable[[str], None]
 # Points of AP that a change of library or of precision may cost; INT8 has a bound of the user's.

@@ -14,7 +14,7 @@ from glmd_export.lint import lint
 from glmd_runtime import backends
 from glmd_runtime.engines import build_plan
 from glmd_runtime.errors import BundleError, UnsupportedError
-from glmd_runtime.plan import record_path
+from glmd_runtime.plans.plan import record_path
 
 if TYPE_CHECKING:
     from openvino import Model

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmd_runtime.command import run_command
+from glmd_runtime.commands.command import run_command
 from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def _write_report(options: argparse.Namespace, report: VerifyReport, output: Path) -> None:
     from glmd_export.report import print_report, to_junit
-    from glmd_runtime.scratch import whole_file
+    from glmd_runtime.files.scratch import whole_file
 
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))

@@ -32,7 +32,7 @@ from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, PROTOTYPES, REFERENCE,
 from glmd_runtime.calibration import prototypes_to_bytes
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import UnsupportedError, UsageError
-from glmd_runtime.scratch import work_folder
+from glmd_runtime.files.scratch import work_folder
 from glmd_runtime.tuned import TunedSpec
 from glmd_runtime.verify import TOLERANCES, VerifyReport, VerifyRow, run_engine, score_pairs
 from glmd_runtime.verify_calibration import verify_calibration

@@ -26,9 +26,9 @@ from glmd_runtime.backends import Backend, Tensors, run_padded
 from glmd_runtime.bundle import Bundle, Reference
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.engines import open_engine
+from glmd_runtime.files.scratch import work_folder
 from glmd_runtime.postprocess import RawOutputs
 from glmd_runtime.preprocess import preprocess
-from glmd_runtime.scratch import work_folder
 from glmd_runtime.verify import (
     ENGINE_STAGES,
     TOLERANCES,

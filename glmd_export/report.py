@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import UnsupportedError
-from glmd_runtime.scratch import whole_file
+from glmd_runtime.files.scratch import whole_file
 
 if TYPE_CHECKING:
     from glmd_runtime.verify import VerifyReport, VerifyRow

@@ -21,20 +21,20 @@ from typing import Any
 import numpy as np
 
 from glmd_export.exporter import prove_and_write
-from glmd_export.front import Candidate, Shape, choose
-from glmd_export.latency import Latency, measure
-from glmd_export.sweep import MARGIN, Frames, Request, Source, Step, Sweep, Trial, open_detector, over
+from glmd_export.tuning.front import Candidate, Shape, choose
+from glmd_export.tuning.latency import Latency, measure
+from glmd_export.tuning.sweep import MARGIN, Frames, Request, Source, Step, Sweep, Trial, open_detector, over
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, GlmdError, ParityError
-from glmd_runtime.scratch import work_folder
+from glmd_runtime.files.scratch import work_folder
 from glmd_runtime.tuned import TunedSpec, this_machine
 from glmd_runtime.verify import VerifyReport, verify_bundle
 from glmd_runtime.verify_calibration import verify_calibration
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record
 from glmd_train.evaluate import EVAL_SCORE, detect, score
-from glmd_train.runs import load_set
+from glmd_train.scores.runs import load_set
 
 FRAMES = 8  # pictures of the data that latency is measured on
 ROUNDS = 20

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from glmd_export.cli import canvas_size, progress
 from glmd_runtime import backends
 from glmd_runtime.bundle import Bundle, check_target, open_bundle
-from glmd_runtime.command import run_command
+from glmd_runtime.commands.command import run_command
 from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
 from glmd_runtime.tuned import cores
 
 if TYPE_CHECKING:
-    from glmd_export.sweep import Request
     from glmd_export.tune import Tuning
+    from glmd_export.tuning.sweep import Request
 
 PROPOSALS = (50, 100, 150, 200)
 SHRINK = (0.75, 0.5)  # of the bundle's canvas, in steps of ...
@@ -167,7 +167,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _request(options: argparse.Namespace, bundle: Bundle) -> Request:
-    from glmd_export.sweep import Request
+    from glmd_export.tuning.sweep import Request
 
     manifest = bundle.manifest
     own = manifest.preprocess.size_hw
@@ -186,7 +186,7 @@ def _shrunk(hw: tuple[int, int], factor: float) -> tuple[int, int]:
 
 
 def _write_report(options: argparse.Namespace, done: Tuning) -> None:
-    from glmd_export.tune_report import plot_front, print_tuning, to_dict
+    from glmd_export.tuning.report import plot_front, print_tuning, to_dict
 
     if options.json:
         print(json.dumps(to_dict(done), indent=2))

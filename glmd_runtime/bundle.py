@@ -39,17 +39,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.arrays import read_npz
 from glmd_runtime.calibration import CalibrationSpec
-from glmd_runtime.documents import parse_json
 from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, EngineError, UsageError
-from glmd_runtime.plain_files import blocks_of, plain_files, sha256_of
+from glmd_runtime.files.arrays import read_npz
+from glmd_runtime.files.documents import parse_json
+from glmd_runtime.files.plain import blocks_of, plain_files, sha256_of
+from glmd_runtime.files.scratch import put_in_place, scratch_folder, writing
+from glmd_runtime.files.values import each, text, whole
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_runtime.scratch import put_in_place, scratch_folder, writing
 from glmd_runtime.tuned import TunedSpec
-from glmd_runtime.values import each, text, whole
 
 SCHEMA_VERSION = 2
 NEEDS = "0.1.0"  # the first version of glmdnet-sdk that reads this schema, for older ones to name

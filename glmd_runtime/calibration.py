@@ -19,8 +19,8 @@ from safetensors.numpy import load, save
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError
+from glmd_runtime.files.values import each, number
 from glmd_runtime.postprocess import PostprocessSpec
-from glmd_runtime.values import each, number
 
 _TINY = 1e-12  # of a vector without length every cosine is 0
 

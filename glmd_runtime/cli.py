@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from glmd_runtime.command import imports_of, run_command
+from glmd_runtime.commands.command import imports_of, run_command
 
 
 def glmd_run_main() -> None:

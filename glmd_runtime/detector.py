@@ -18,10 +18,10 @@ from glmd_runtime import backends
 from glmd_runtime.backends.device_array import is_on_device
 from glmd_runtime.bundle import ENROLLED, Bundle, open_bundle, write_bundle
 from glmd_runtime.calibrator import Calibrator
+from glmd_runtime.camera.front_end import Camera, FrontEnd, Prepared
 from glmd_runtime.detections import Detections
 from glmd_runtime.enroll import Enrolment, Regions, checked_boxes, learn, read_enrolment, regions
 from glmd_runtime.errors import BundleError, EngineError, FrameError, GlmdError, UnsupportedError, UsageError
-from glmd_runtime.front_end import Camera, FrontEnd, Prepared
 from glmd_runtime.images import Images, as_numpy, to_images, to_tiles
 from glmd_runtime.overlap import overlapped
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs

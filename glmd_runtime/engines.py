@@ -22,11 +22,11 @@ from glmd_runtime import backends, errors
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import PLUGIN_VARIABLE, find_plugins
 from glmd_runtime.bundle import Bundle
-from glmd_runtime.documents import parse_json
-from glmd_runtime.engine_cache import PLAN, engines_folder, entry_folder, lock, new_entry
 from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
-from glmd_runtime.plan import PlanRecord, log_path, record_path, sha256
-from glmd_runtime.scratch import scratch_folder, writing
+from glmd_runtime.files.documents import parse_json
+from glmd_runtime.files.scratch import scratch_folder, writing
+from glmd_runtime.plans.cache import PLAN, engines_folder, entry_folder, lock, new_entry
+from glmd_runtime.plans.plan import PlanRecord, log_path, record_path, sha256
 from glmd_runtime.verify import TOLERANCES, check_engine
 
 _log = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def _run(
 
     Returns: its last message, or {"error": [type, sentence]} when it could give none.
     """
-    command = [sys.executable, "-m", "glmd_runtime.plan_builder", json.dumps(request)]
+    command = [sys.executable, "-m", "glmd_runtime.plans.builder", json.dumps(request)]
     imported = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": imported}  # imports what we import
     messages: list[dict[str, Any]] = []

@@ -20,8 +20,8 @@ from safetensors.numpy import load, save
 
 from glmd_runtime.boxes import iou, nms
 from glmd_runtime.errors import BundleError, UsageError
+from glmd_runtime.files.values import each, number, text
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
-from glmd_runtime.values import each, number, text
 
 Floats = NDArray[np.floating[Any]]
 

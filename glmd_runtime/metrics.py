@@ -7,10 +7,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, get_args
 
 from glmd_runtime.errors import UnsupportedError, UsageError
-from glmd_runtime.listen import Address
 from glmd_runtime.streams import Result, Stream
 from glmd_runtime.video.status import State
-from glmd_runtime.web import WebHandler, WebServer, given_token
+from glmd_runtime.web.listen import Address
+from glmd_runtime.web.server import WebHandler, WebServer, given_token
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -25,10 +25,10 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from time import monotonic
 
+from glmd_runtime.camera.front_end import Camera, Prepared
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
 from glmd_runtime.errors import EngineError, GlmdError, UsageError
-from glmd_runtime.front_end import Camera, Prepared
 from glmd_runtime.images import Images
 from glmd_runtime.overlap import failed, network_threads
 from glmd_runtime.streams import LEAVE, FrameTracker, Result, Stream

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from glmd_runtime import boxes as box_ops
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import UsageError
+from glmd_runtime.files.values import each, number, whole
 from glmd_runtime.preprocess import Geometry
-from glmd_runtime.values import each, number, whole
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from glmd_runtime.camera.looks import Statistics
 from glmd_runtime.errors import FrameError, UnsupportedError
-from glmd_runtime.looks import Statistics
+from glmd_runtime.files.values import each, number, whole
 from glmd_runtime.thermal import Intensity
-from glmd_runtime.values import each, number, whole
 
 MOST_SIDE = 8192  # pixels of an image that a document may ask for
 _MOST = 1e6  # intensities, of a mean or deviation in a document

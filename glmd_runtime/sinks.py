@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import FrameError, GlmdError, UsageError
-from glmd_runtime.scratch import whole_file, writing
+from glmd_runtime.files.scratch import whole_file, writing
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
 

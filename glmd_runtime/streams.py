@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from glmd_runtime.camera.front_end import FrontEnd, Prepared
 from glmd_runtime.detections import Detections
-from glmd_runtime.front_end import FrontEnd, Prepared
 from glmd_runtime.thermal import Intensity
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.source import Source

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.agc import Curve, Histogram, apply_curve, clahe, percentile_curve, plateau_curve, window_curve
+from glmd_runtime.camera.agc import Curve, Histogram, apply_curve, clahe, percentile_curve, plateau_curve, window_curve
 from glmd_runtime.errors import FrameError
-from glmd_runtime.values import number, text
+from glmd_runtime.files.values import number, text
 
 Mode = Literal["percentile", "linear", "plateau", "clahe"]
 Polarity = Literal["white-hot", "black-hot"]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glmd_runtime.values import each, number, text, whole
+from glmd_runtime.files.values import each, number, text, whole
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime import backends, boxes
-from glmd_runtime.arrays import read_npz
 from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, Bundle
 from glmd_runtime.calibration import Calibration
 from glmd_runtime.calibrator import Calibrator, readers
 from glmd_runtime.detections import Detections
+from glmd_runtime.files.arrays import read_npz
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry
 from glmd_runtime.verify import (

@@ -27,11 +27,11 @@ import numpy as np
 from glmd_runtime.detector import Detector
 from glmd_runtime.draw import COLOURS, draw
 from glmd_runtime.errors import UsageError
-from glmd_runtime.listen import Address
 from glmd_runtime.streams import Result, Stream
-from glmd_runtime.web import KINDS, TOKEN_LENGTH, RefusedError, WebHandler, WebServer, given_token, whole
+from glmd_runtime.web.listen import Address
+from glmd_runtime.web.server import KINDS, TOKEN_LENGTH, RefusedError, WebHandler, WebServer, given_token, whole
 
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent / "web" / "page"
 TOKEN_VARIABLE = "GLMD_VIEW_TOKEN"
 PORT = 8080
 LONGEST_SIDE = 1280  # pixels of a picture on the page

@@ -17,16 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import CheckpointError, UsageError
+from glmd_runtime.files.documents import parse_json
+from glmd_runtime.files.scratch import whole_file
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_runtime.scratch import whole_file
 from glmd_train.classifier import Pcb
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet, build_model
-from glmd_train.official import check_told, from_official, is_official
-from glmd_train.official_names import published_name
+from glmd_train.official.names import published_name
+from glmd_train.official.weights import check_told, from_official, is_official
 from glmd_train.state_dict import check_fit, describe, read_state_dict
 
 FORMAT = "glmd-checkpoint-1"

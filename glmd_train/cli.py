@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from glmd_runtime.command import run_command
+from glmd_runtime.commands.command import run_command
 from glmd_train.commands import convert, evaluate, fit, prepare, prototypes, teach
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from glmd_runtime.documents import read_bytes
+from glmd_runtime.files.documents import read_bytes
 
 MOST_BYTES = 1 << 20  # of a file; a configuration has a few thousand
 _MOST_ALIASES = 10  # references to another place of the text: each can hold all that the ones before it hold, twice

@@ -19,8 +19,8 @@ from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import preprocess
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record
-from glmd_train.intervals import Interval, ap_interval
 from glmd_train.prototypes import calibrated_detections
+from glmd_train.scores.intervals import Interval, ap_interval
 
 Predict = Callable[[NDArray[Any]], Detections]
 # AP counts every detection above this score (the published TEST threshold).

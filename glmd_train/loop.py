@@ -23,13 +23,13 @@ from glmd_train.checkpoint import DEFAULT_SCORE, Checkpoint, load_checkpoint, sa
 from glmd_train.config import TrainConfig
 from glmd_train.data.loaders import Batch, Slots, TrainingSet, collate, load_records, lost_workers, training_loader
 from glmd_train.evaluate import evaluate, torch_predict
-from glmd_train.machine import compute_in_halves, keep_freed_memory
 from glmd_train.model.backbone import load_imagenet
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.model.resnet import measure_statistics
-from glmd_train.official import load_start_weights
-from glmd_train.optimizer import build_optimizer, freeze_parts, set_rate
-from glmd_train.run_folder import RunFolder
+from glmd_train.official.weights import load_start_weights
+from glmd_train.training.machine import compute_in_halves, keep_freed_memory
+from glmd_train.training.optimizer import build_optimizer, freeze_parts, set_rate
+from glmd_train.training.run_folder import RunFolder
 
 LOG_EVERY = 20  # iterations
 

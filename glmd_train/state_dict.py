@@ -22,14 +22,14 @@ from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_train.config import ModelConfig, NetworkConfig, PreprocessConfig, ResNetConfig, load_network_config
 from glmd_train.model.backbone import CUTS
 from glmd_train.model.resnet import BLOCKS
-from glmd_train.official_names import published_name
-from glmd_train.official_yaml import (
+from glmd_train.official.configuration import (
     is_published_yaml,
     published_network,
     published_test_settings,
     unused_affine_layers,
 )
-from glmd_train.pickled_arrays import read_pickle
+from glmd_train.official.names import published_name
+from glmd_train.official.pickled_arrays import read_pickle
 from glmd_train.torch_file import SAVE, read_torch
 
 _NESTED = ("model", "state_dict", "blobs")  # where training programs put the weights, beside optimizer and scheduler

@@ -194,7 +194,7 @@ def best_f1(rows: list[tuple[float, bool]], objects: int) -> float:
     return best
 
 
-# Counts to intensities (glmd_runtime/agc.py, bad_pixels.py, thermal.py)
+# Counts to intensities (glmd_runtime/camera/agc.py, bad_pixels.py, thermal.py)
 
 
 def linear_window(counts: np.ndarray, low: float, high: float) -> np.ndarray:

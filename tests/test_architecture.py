@@ -55,9 +55,9 @@ DANGEROUS = {
     "pickle.load": (), "pickle.loads": (), "marshal.load": (), "marshal.loads": (), "shelve.open": (),
     "yaml.unsafe_load": (), "yaml.full_load": (), "yaml.safe_load": (), "yaml.load_all": (), "yaml.safe_load_all": (),
     "torch.jit.load": (), "torch.hub.load": (), "np.fromfile": (),
-    "np.load": (),  # glmd_runtime/arrays.py reads .npz files
-    "json.load": (), "json.loads": ("glmd_runtime/documents.py", "glmd_runtime/plan_builder.py"),  # our own argument
-    "pickle.Unpickler": ("glmd_train/pickled_arrays.py",),  # with a find_class of its own
+    "np.load": (),  # glmd_runtime/files/arrays.py reads .npz files
+    "json.load": (), "json.loads": ("glmd_runtime/files/documents.py", "glmd_runtime/plans/builder.py"),  # our own
+    "pickle.Unpickler": ("glmd_train/official/pickled_arrays.py",),  # with a find_class of its own
     "yaml.load": ("glmd_train/documents.py",),  # with a SafeLoader of its own
     "torch.load": ("glmd_train/torch_file.py", "glmd_train/model/backbone.py"),
     "xml.etree.ElementTree.parse": (), "ElementTree.parse": (), "ElementTree.fromstring": (),

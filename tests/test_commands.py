@@ -15,7 +15,7 @@ import pytest
 from glmd_export.cli import parser as export_parser
 from glmd_export.tune_cli import parser as tune_parser
 from glmd_runtime import __version__
-from glmd_runtime.command import run_command
+from glmd_runtime.commands.command import run_command
 from glmd_runtime.commands.doctor import doctor_parser
 from glmd_runtime.commands.run import run_parser
 from glmd_runtime.commands.verify import verify_parser

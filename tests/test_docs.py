@@ -17,7 +17,7 @@ import pytest
 from glmd_runtime.bundle import Manifest, open_bundle
 from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.enroll import EnrolledSpec
-from glmd_runtime.plan import PlanRecord
+from glmd_runtime.plans.plan import PlanRecord
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import Intensity

@@ -11,8 +11,8 @@ import onnxruntime
 from glmd_runtime.backends.base import Read, Tensors
 from glmd_runtime.backends.cuda import parse_device, why_no_device
 from glmd_runtime.errors import UnsupportedError
-from glmd_runtime.onnx_file import check_onnx
-from glmd_runtime.plan import cache_folder
+from glmd_runtime.files.onnx_file import check_onnx
+from glmd_runtime.plans.plan import cache_folder
 
 CPU = "CPUExecutionProvider"
 

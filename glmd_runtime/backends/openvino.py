@@ -11,8 +11,8 @@ import openvino
 
 from glmd_runtime.backends.base import Read, Tensors
 from glmd_runtime.errors import BundleError, UnsupportedError
-from glmd_runtime.onnx_file import check_onnx
-from glmd_runtime.scratch import work_folder
+from glmd_runtime.files.onnx_file import check_onnx
+from glmd_runtime.files.scratch import work_folder
 
 # The first array that the library shows sets up its share of numpy, and in two threads at once that never ends: one
 # holds Python's lock and waits for the other, which waits for Python's lock. So it is done here, by one thread.

@@ -21,7 +21,7 @@ from glmd_runtime.backends import cuda
 from glmd_runtime.backends.base import Read, Tensors
 from glmd_runtime.backends.device_array import DeviceArray, device_array, is_on_device
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError
-from glmd_runtime.plan import PlanRecord, sha256
+from glmd_runtime.plans.plan import PlanRecord, sha256
 
 PLUGIN_VARIABLE = "GLMD_PLUGIN_LIBRARY"
 _BUILT_PLUGINS = Path(__file__).parents[2] / "build" / "libglmd_plugins.so"  # CMake's, in the SDK's folder

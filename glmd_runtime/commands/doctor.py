@@ -49,6 +49,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _prune() -> list[dict[str, Any]]:
     from glmd_runtime.doctor.cache import describe
-    from glmd_runtime.engine_cache import prune
+    from glmd_runtime.plans.cache import prune
 
     return [describe(entry) for entry in prune()]

@@ -19,14 +19,13 @@ from rich.console import Console
 from rich.text import Text
 
 from glmd_runtime.backends import BACKENDS
-from glmd_runtime.bad_pixels import read_bad_pixels
-from glmd_runtime.command import loading
+from glmd_runtime.camera.bad_pixels import read_bad_pixels
+from glmd_runtime.camera.front_end import Camera
+from glmd_runtime.commands.command import loading
 from glmd_runtime.commands.outputs import OUTPUTS, STDOUT, Outputs, numbered
 from glmd_runtime.detector import Detector
 from glmd_runtime.engines import BUILD
 from glmd_runtime.errors import GlmdError, UsageError
-from glmd_runtime.front_end import Camera
-from glmd_runtime.listen import parse_address
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.streams import FrameTracker, Result, Stream
@@ -38,6 +37,7 @@ from glmd_runtime.video.source import Source
 from glmd_runtime.video.sources import is_live
 from glmd_runtime.video.status import Status
 from glmd_runtime.view import PORT, View
+from glmd_runtime.web.listen import parse_address
 
 
 def run_parser() -> argparse.ArgumentParser:

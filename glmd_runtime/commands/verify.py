@@ -9,7 +9,7 @@ from typing import Any
 
 from glmd_runtime.backends import BACKENDS, INSTALL
 from glmd_runtime.bundle import open_bundle
-from glmd_runtime.command import loading
+from glmd_runtime.commands.command import loading
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import ParityError, UnsupportedError
 from glmd_runtime.verify import VerifyReport, VerifyRow, verify_bundle

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from glmd_runtime.doctor.finding import Finding
-from glmd_runtime.engine_cache import CachedEngine, cached_engines, engines_folder
+from glmd_runtime.plans.cache import CachedEngine, cached_engines, engines_folder
 
 
 def cached() -> list[CachedEngine]:

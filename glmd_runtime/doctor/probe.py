@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from glmd_runtime import errors
-from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import GlmdError, UnsupportedError
+from glmd_runtime.files.documents import parse_json
 
 TIMEOUT = 300.0  # seconds; TensorRT builds an engine of the tiny model in the meantime
 

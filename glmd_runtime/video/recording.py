@@ -17,11 +17,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import FrameError, GlmdError, OutputError, SourceError, UsageError
-from glmd_runtime.scratch import is_full
+from glmd_runtime.files.documents import parse_json
+from glmd_runtime.files.scratch import is_full
+from glmd_runtime.files.values import each, number, whole
 from glmd_runtime.thermal import Radiometry
-from glmd_runtime.values import each, number, whole
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
 

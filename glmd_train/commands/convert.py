@@ -45,7 +45,7 @@ def _convert(options: argparse.Namespace) -> None:
     import torch
 
     from glmd_train.checkpoint import load_checkpoint, save_checkpoint
-    from glmd_train.official import write_official
+    from glmd_train.official.weights import write_official
 
     checkpoint = load_checkpoint(options.checkpoint, config=options.config, classes=options.classes)
     if options.output.suffix == ".pth":
@@ -57,8 +57,8 @@ def _convert(options: argparse.Namespace) -> None:
 def _translate(theirs: Path, output: Path) -> None:
     import yaml
 
-    from glmd_runtime.scratch import whole_file
-    from glmd_train.official_yaml import is_published_yaml, translate
+    from glmd_runtime.files.scratch import whole_file
+    from glmd_train.official.configuration import is_published_yaml, translate
 
     if theirs.is_file() and not is_published_yaml(theirs):
         raise UsageError(f"{theirs} is no configuration of detectron2's kind: expected keys like MODEL and SOLVER.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glmd_train.checkpoint import Checkpoint
     from glmd_train.data.coco import Record
     from glmd_train.evaluate import Predict
-    from glmd_train.runs import Model, Run
+    from glmd_train.scores.runs import Model, Run
 
 
 def add_parser(commands: Any) -> None:
@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from glmd_train.score_report import print_runs, to_dict
+    from glmd_train.scores.report import print_runs, to_dict
 
     _check(options)
     results = evaluate_models(options)
@@ -80,7 +80,7 @@ def _check(options: argparse.Namespace) -> None:
             f"--data-per-model expects a file for each of the {len(models)} models; got {len(options.data_per_model)}."
         )
     if options.out:
-        from glmd_train.score_plots import new_figure
+        from glmd_train.scores.plots import new_figure
 
         new_figure()  # an error now if there is no matplotlib
         if options.out.exists() and not options.out.is_dir():
@@ -89,7 +89,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def evaluate_models(options: argparse.Namespace) -> dict[str, list[Run]]:
     """The runs of every model, by set as it was named; with --data-per-model they are one set."""
-    from glmd_train.runs import background_pictures, detect_background, load_set, run_model, short_names
+    from glmd_train.scores.runs import background_pictures, detect_background, load_set, run_model, short_names
 
     paths = options.checkpoint or options.engine
     pictures = background_pictures(options.background) if options.background else []
@@ -146,7 +146,7 @@ def _model(
     calibration: CalibrationSpec | None, predict: Callable[[bool], Predict],
 ) -> Model:
     """`predict` is told whether PCB is on; where there are prototypes it is asked for both."""
-    from glmd_train.runs import Model
+    from glmd_train.scores.runs import Model
 
     specs = {"on": calibration.postprocess(own), "off": own} if calibration else {"": own}
     thresholds = {state: spec.score_thresholds for state, spec in specs.items()}
@@ -203,7 +203,7 @@ def _after(predict: Predict, step: Callable[[], None]) -> Predict:
 
 def write_out(folder: Path, values: dict[str, Any], runs: Sequence[Run]) -> None:
     """scores.json, and of each run curves.png and misses.png, in folders of their own where there are several."""
-    from glmd_train.runs import short_names
+    from glmd_train.scores.runs import short_names
 
     several = len(runs) > 1
     models, sets = list(dict.fromkeys(run.model for run in runs)), list(dict.fromkeys(run.data for run in runs))
@@ -219,9 +219,9 @@ def write_out(folder: Path, values: dict[str, Any], runs: Sequence[Run]) -> None
 def _write_pictures(folder: Path, one: Run) -> None:
     import cv2
 
-    from glmd_train.intervals import match_classes
-    from glmd_train.misses import draw_sheet, find_misses
-    from glmd_train.score_plots import plot_curves
+    from glmd_train.scores.intervals import match_classes
+    from glmd_train.scores.misses import draw_sheet, find_misses
+    from glmd_train.scores.plots import plot_curves
 
     names = one.found[0].class_names
     title = f"{one.model} on {one.data}" + (f", PCB {one.pcb}" if one.pcb else "")
@@ -232,7 +232,7 @@ def _write_pictures(folder: Path, one: Run) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    from glmd_runtime.scratch import whole_file
+    from glmd_runtime.files.scratch import whole_file
 
     with whole_file(path) as partial:
         partial.write_bytes(content)

@@ -47,8 +47,8 @@ def _print_dry_run(config: TrainConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from glmd_runtime.documents import parse_json
-    from glmd_train.dry_run import dry_run
+    from glmd_runtime.files.documents import parse_json
+    from glmd_train.training.dry_run import dry_run
 
     result = dry_run(config, config.nodes * (1 if config.devices == "auto" else config.devices))
     print(yaml.safe_dump(parse_json(json.dumps(result.configuration)), sort_keys=False))

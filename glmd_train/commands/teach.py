@@ -89,7 +89,7 @@ def _refuse_errors(lesson: Lesson) -> None:
 def _teach(lesson: Lesson, output: Path, folder: Path, options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from glmd_train.lesson_report import as_text, report_values, write_report
+    from glmd_train.lesson.report import as_text, report_values, write_report
     from glmd_train.teach import save, teach
 
     console = Console(stderr=True, highlight=False)
@@ -116,7 +116,7 @@ def next_command(checkpoint: Path, class_names: Sequence[str]) -> str:
 
 def _print_judgement(lesson: Lesson, as_json: bool) -> None:
     from glmd_train.checkpoint import load_checkpoint
-    from glmd_train.support import print_judgement, summary
+    from glmd_train.lesson.support import print_judgement, summary
 
     values = summary(lesson.records, lesson.class_names, load_checkpoint(lesson.base).preprocess)
     if as_json:

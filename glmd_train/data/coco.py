@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.boxes import xywh_to_xyxy
-from glmd_runtime.documents import read_json
 from glmd_runtime.errors import DatasetError, SourceError
+from glmd_runtime.files.documents import read_json
 from glmd_runtime.video import sources
 
 # Annotation tools round; a box may stick out of its picture by this much (pixels) and is then cut.

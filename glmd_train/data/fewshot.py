@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmd_runtime.errors import DatasetError, UsageError
-from glmd_runtime.scratch import scratch_folder, writing
+from glmd_runtime.files.scratch import scratch_folder, writing
 from glmd_train.data.coco import parse_coco, picture_folder, read_coco, with_image_folder
 
 Protocol = Literal["paper", "strict"]

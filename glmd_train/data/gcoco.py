@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from glmd_runtime.errors import DatasetError, SourceError, UsageError
-from glmd_runtime.scratch import whole_file
+from glmd_runtime.files.scratch import whole_file
 from glmd_runtime.video.sources import read_picture
 from glmd_train.data.coco import picture_folder, read_coco, with_image_folder
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.boxes import xywh_to_xyxy
+from glmd_runtime.camera.looks import CLEAR, COLOURFUL, WARM_BLOODED, wilson
 from glmd_runtime.errors import DatasetError, SourceError
-from glmd_runtime.looks import CLEAR, COLOURFUL, WARM_BLOODED, wilson
 from glmd_train.data.coco import check_annotation, expand, picture_folder, read_coco
 from glmd_train.data.measures import Measures, measure
 

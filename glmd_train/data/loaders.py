@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from glmd_runtime.camera.looks import Looks, Statistics
 from glmd_runtime.errors import DatasetError, GlmdError
-from glmd_runtime.looks import Looks, Statistics
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.config import AugmentConfig, DatasetConfig
 from glmd_train.data.coco import Record, load_coco_files

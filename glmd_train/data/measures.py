@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.looks import colourful, contrast
+from glmd_runtime.camera.looks import colourful, contrast
 from glmd_runtime.thermal import Intensity
 from glmd_runtime.video.sources import read_picture
 

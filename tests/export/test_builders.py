@@ -16,7 +16,7 @@ from glmd_export.quantize import calibration_images, quantize_s8
 from glmd_runtime import backends
 from glmd_runtime.bundle import Reference
 from glmd_runtime.errors import BundleError, PrecisionError, UnsupportedError
-from glmd_runtime.plan import log_path
+from glmd_runtime.plans.plan import log_path
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.checkpoint import Checkpoint, load_checkpoint

@@ -16,8 +16,8 @@ from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from glmd_train.config import ModelConfig, ResNetConfig
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.model.resnet import measure_statistics
-from glmd_train.official import write_official
-from glmd_train.official_yaml import IFSOD_CLASSES
+from glmd_train.official.configuration import IFSOD_CLASSES
+from glmd_train.official.weights import write_official
 
 
 def draw_resnet(config: ModelConfig) -> GLMDNet:

@@ -20,11 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmd_export import latency, sweep, tune, tune_cli
+from glmd_export import tune, tune_cli
 from glmd_export.exporter import Draft, Recipe, export_bundle
-from glmd_export.front import AP_NOISE, Candidate, Setting, choose, dominates, front
-from glmd_export.latency import Latency, measure
-from glmd_export.sweep import Request, Source, Sweep, Trial
+from glmd_export.tuning import latency, sweep
+from glmd_export.tuning.front import AP_NOISE, Candidate, Setting, choose, dominates, front
+from glmd_export.tuning.latency import Latency, measure
+from glmd_export.tuning.sweep import Request, Source, Sweep, Trial
 from glmd_runtime import Detector, backends, open_bundle, verify_bundle
 from glmd_runtime.bundle import Bundle, GraphSpec, write_bundle
 from glmd_runtime.enroll import EnrolledSpec

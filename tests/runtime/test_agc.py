@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmd_runtime.agc import COUNTS, STEP, DampedCurve, Histogram, plateau_curve, window_curve
+from glmd_runtime.camera.agc import COUNTS, STEP, DampedCurve, Histogram, plateau_curve, window_curve
 
 LOW, HIGH = window_curve(1000, 2000), window_curve(3000, 5000)
 SIDE = 2 * STEP  # of a frame of which four pixels are looked at

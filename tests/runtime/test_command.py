@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glmd_runtime.command import run_command
+from glmd_runtime.commands.command import run_command
 from glmd_runtime.errors import OutputError
 
 DENIED = PermissionError(13, "Permission denied", "secret.json")
@@ -42,7 +42,7 @@ def test_our_own_bug_is_a_traceback() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_standard_output_on_a_full_disk_is_one_line() -> None:
-    code = "import argparse, sys; from glmd_runtime.command import run_command as run\n"
+    code = "import argparse, sys; from glmd_runtime.commands.command import run_command as run\n"
     code += "sys.exit(run(argparse.ArgumentParser('it'), lambda _: print('lines'), []))"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)

@@ -17,12 +17,12 @@ import pytest
 from glmd_runtime import Detector, backends
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.backends.fake import FakeBackend
-from glmd_runtime.listen import Address
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.streams import FrameTracker, Result
 from glmd_runtime.video.source import Source
 from glmd_runtime.view import View
+from glmd_runtime.web.listen import Address
 from tests import tiny
 from tests.conftest import skip_unless
 from tests.resources import apart, used

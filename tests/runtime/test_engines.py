@@ -16,10 +16,10 @@ import pytest
 
 from glmd_runtime import engines
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
-from glmd_runtime.engine_cache import cached_engines, engines_folder, lock, prune
 from glmd_runtime.engines import build_plan, open_engine
 from glmd_runtime.errors import BundleError, GlmdError, ParityError, PrecisionError, UnsupportedError, UsageError
-from glmd_runtime.plan import PlanRecord, sha256
+from glmd_runtime.plans.cache import cached_engines, engines_folder, lock, prune
+from glmd_runtime.plans.plan import PlanRecord, sha256
 from tests import tiny
 from tests.conftest import skip_unless
 from tests.fakes import models
@@ -294,7 +294,7 @@ def test_a_builder_ends_with_whoever_waits_for_it(onnx: Path, gpu: FakeGpu, tmp_
     gpu.fault("hang")
     request = {"onnx": str(onnx), "plan": str(tmp_path / "m.engine"), "library": "tensorrt", "precision": "fp16"}
     request |= {"plugin": "", "workspace": 1 << 30, "timing_cache": "", "device": 0}
-    command = [sys.executable, "-m", "glmd_runtime.plan_builder", json.dumps(request)]
+    command = [sys.executable, "-m", "glmd_runtime.plans.builder", json.dumps(request)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
     assert done.returncode == 1 and not list(tmp_path.glob("m.engine"))

@@ -12,10 +12,10 @@ from urllib.request import urlopen
 import pytest
 
 from glmd_runtime.errors import UnsupportedError, UsageError
-from glmd_runtime.listen import Address, parse_address
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.video.source import Source
+from glmd_runtime.web.listen import Address, parse_address
 from tests.runtime.streams import Camera, clip, detector, frame
 
 HERE = Address("127.0.0.1", 0)

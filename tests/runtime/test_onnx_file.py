@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glmd_runtime.errors import BundleError
-from glmd_runtime.onnx_file import check_onnx
+from glmd_runtime.files.onnx_file import check_onnx
 
 LOCATION = b"\x6a\x01x"  # field 13 of a tensor, what it names
 IS_EXTERNAL = b"\x70\x01"  # field 14, that its data lies elsewhere

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from glmd_runtime import scratch
 from glmd_runtime.errors import OutputError, UsageError
-from glmd_runtime.scratch import put_in_place, scratch_folder, whole_file, work_folder, writing
+from glmd_runtime.files import scratch
+from glmd_runtime.files.scratch import put_in_place, scratch_folder, whole_file, work_folder, writing
 
 
 @pytest.fixture(autouse=True)

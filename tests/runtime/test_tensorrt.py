@@ -15,9 +15,9 @@ from glmd_runtime import Detector, Geometry, backends, selection
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import TensorRtBackend
 from glmd_runtime.bundle import Bundle
-from glmd_runtime.engine_cache import cached_engines
 from glmd_runtime.engines import build_plan, open_engine
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError
+from glmd_runtime.plans.cache import cached_engines
 from glmd_runtime.verify import VerifyReport, VerifyRow
 from tests import tiny
 from tests.conftest import skip_unless

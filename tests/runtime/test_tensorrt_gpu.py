@@ -13,10 +13,10 @@ import pytest
 from glmd_runtime import Detector, Geometry, backends
 from glmd_runtime.backends import cuda
 from glmd_runtime.bundle import Bundle, write_bundle
-from glmd_runtime.engine_cache import cached_engines
 from glmd_runtime.engines import build_plan
 from glmd_runtime.errors import BundleError
-from glmd_runtime.plan import record_path
+from glmd_runtime.plans.cache import cached_engines
+from glmd_runtime.plans.plan import record_path
 from tests import tiny
 from tests.conftest import skip_unless
 from tests.fakes import models

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmd_runtime import agc
+from glmd_runtime.camera import agc
 from glmd_runtime.errors import FrameError
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import MODES, Intensity, Mode, Radiometry

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmd_runtime import find_bad_pixels
-from glmd_runtime.bad_pixels import MIN_FRAMES, BadPixels, read_bad_pixels
+from glmd_runtime.camera.bad_pixels import MIN_FRAMES, BadPixels, read_bad_pixels
 from glmd_runtime.errors import FrameError, UsageError
 from tests import reference
 

@@ -17,10 +17,10 @@ import pytest
 
 from glmd_runtime import Camera, Detections, Detector, FrontEnd, Intensity, Radiometry
 from glmd_runtime.backends.fake import FakeBackend
+from glmd_runtime.camera.looks import Looks, Statistics
+from glmd_runtime.camera.shutter import LONGEST, ShutterEvent, ShutterWatch
 from glmd_runtime.errors import FrameError, UsageError
-from glmd_runtime.looks import Looks, Statistics
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_runtime.shutter import LONGEST, ShutterEvent, ShutterWatch
 from glmd_runtime.thermal import Mode, Polarity
 from glmd_runtime.video.frame import Frame
 from tests import reference, tiny

@@ -19,11 +19,11 @@ import pytest
 from glmd_runtime import Detector
 from glmd_runtime.draw import draw
 from glmd_runtime.errors import UsageError
-from glmd_runtime.listen import Address
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.streams import Result
 from glmd_runtime.view import View
-from glmd_runtime.web import CONNECTIONS
+from glmd_runtime.web.listen import Address
+from glmd_runtime.web.server import CONNECTIONS
 from tests import tiny
 from tests.runtime.streams import Camera, clip, detector
 

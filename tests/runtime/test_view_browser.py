@@ -19,10 +19,10 @@ import pytest
 from glmd_runtime import Detector, backends
 from glmd_runtime.detections import Detections
 from glmd_runtime.draw import draw
-from glmd_runtime.listen import Address
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.video.source import Source
 from glmd_runtime.view import View
+from glmd_runtime.web.listen import Address
 from tests.conftest import skip_unless
 from tests.runtime.streams import Camera, detector, frame
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glmd_train.official_names import our_name
+from glmd_train.official.names import our_name
 
 # What stands before the names of a part's parameters in the whole network, theirs and ours.
 CM = ("glmd_network.global_module.", "neck.context.")

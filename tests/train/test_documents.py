@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from glmd_runtime.documents import read_json
 from glmd_runtime.errors import DatasetError, UsageError
+from glmd_runtime.files.documents import read_json
 from glmd_train import documents
 from glmd_train.config import load_config
 from glmd_train.data.coco import read_coco
 from glmd_train.documents import parse_yaml
-from glmd_train.official_yaml import is_published_yaml, translate
+from glmd_train.official.configuration import is_published_yaml, translate
 
 
 def test_plain_values_and_a_few_aliases() -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from glmd_runtime.detections import Detections
-from glmd_train import intervals
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.evaluate import evaluate, false_alarms, in_order, is_empty, match_greedily, score
-from glmd_train.intervals import ap_difference, ap_interval, ap_intervals, run_interval
+from glmd_train.scores import intervals
+from glmd_train.scores.intervals import ap_difference, ap_interval, ap_intervals, run_interval
 
 NAMES = ("person", "car")
 

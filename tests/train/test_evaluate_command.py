@@ -19,13 +19,13 @@ import torch
 
 from glmd_runtime.calibration import Calibration, CalibrationSpec
 from glmd_runtime.postprocess import PostprocessSpec
-from glmd_train import intervals
 from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.classifier import Pcb, load_classifier
 from glmd_train.cli import main
 from glmd_train.config import ModelConfig, PreprocessConfig
 from glmd_train.evaluate import torch_predict
 from glmd_train.model.detector import build_model
+from glmd_train.scores import intervals
 from tests import tiny
 from tests.runtime.test_calibration import pcb_bundle
 from tests.train.squares import glmd_train

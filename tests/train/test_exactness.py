@@ -17,8 +17,8 @@ from torch import Tensor
 from glmd_runtime.errors import GlmdError
 from glmd_train.config import load_config
 from glmd_train.data.loaders import Slots, TrainingSet
-from glmd_train.dry_run import dry_run
 from glmd_train.loop import fit
+from glmd_train.training.dry_run import dry_run
 from tests.train.squares import draw_squares, glmd_train, write_config
 
 SHORT = ("val=[]", "iterations=12", "checkpoint_minutes=0.0001")

@@ -18,8 +18,8 @@ from glmd_train.checkpoint import load_checkpoint
 from glmd_train.config import TrainConfig, load_config
 from glmd_train.data.loaders import lost_workers
 from glmd_train.loop import fit
-from glmd_train.optimizer import schedule
-from glmd_train.run_folder import RunFolder
+from glmd_train.training.optimizer import schedule
+from glmd_train.training.run_folder import RunFolder
 from tests.train.squares import draw_squares, glmd_train, write_config
 
 CONFIGS = Path(__file__).parents[2] / "glmd_train" / "configs"

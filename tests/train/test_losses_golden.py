@@ -23,7 +23,7 @@ from glmd_train.model.losses import (
 )
 from glmd_train.model.matching import Target, match
 from glmd_train.model.rpn import RPN_WEIGHTS
-from glmd_train.optimizer import schedule
+from glmd_train.training.optimizer import schedule
 from tests.conftest import golden
 
 CA = golden("f_ca_loss")

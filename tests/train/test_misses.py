@@ -12,7 +12,7 @@ import pytest
 from glmd_runtime.errors import DatasetError
 from glmd_train.data.coco import Record
 from glmd_train.evaluate import score
-from glmd_train.misses import CAME, COLUMNS, EXPECTED, TILES, draw_sheet, find_misses
+from glmd_train.scores.misses import CAME, COLUMNS, EXPECTED, TILES, draw_sheet, find_misses
 from tests.train.test_evaluate import NAMES, A, B, C, found, pictures, record
 
 

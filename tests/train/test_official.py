@@ -18,8 +18,8 @@ from glmd_train.cli import main
 from glmd_train.config import DatasetConfig, ModelConfig, PreprocessConfig, TrainConfig
 from glmd_train.loop import _start_from, start_model
 from glmd_train.model.detector import build_model
-from glmd_train.official import from_official, load_start_weights, to_official, write_official
-from glmd_train.official_names import our_name, published_name
+from glmd_train.official.names import our_name, published_name
+from glmd_train.official.weights import from_official, load_start_weights, to_official, write_official
 from glmd_train.state_dict import Architecture
 from tests.conftest import GOLDEN, golden
 

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from glmd_runtime.errors import CheckpointError, UsageError
-from glmd_train import pickled_arrays
 from glmd_train.checkpoint import load_checkpoint
 from glmd_train.model.resnet import Res5, ResNetTrunk
-from glmd_train.official import load_resnet_imagenet, load_start_weights, to_official
-from glmd_train.pickled_arrays import read_pickle
+from glmd_train.official import pickled_arrays
+from glmd_train.official.pickled_arrays import read_pickle
+from glmd_train.official.weights import load_resnet_imagenet, load_start_weights, to_official
 from tests.train.test_official import build_model, config, drawn, names_file, same
 
 ARRAYS = {

@@ -14,7 +14,7 @@ from glmd_train.checkpoint import load_checkpoint
 from glmd_train.cli import main
 from glmd_train.config import load_config
 from glmd_train.data.gcoco import GCOCO_CLASSES
-from glmd_train.official_yaml import IFSOD_CLASSES, translate
+from glmd_train.official.configuration import IFSOD_CLASSES, translate
 from tests.train.test_official import PLAIN, config, detectron2, drawn, from_official, names_file, saved, to_official
 
 CONFIGS = Path(__file__).parents[2] / "glmd_train" / "configs"

@@ -16,7 +16,7 @@ from glmd_train.config import load_config
 from glmd_train.data.loaders import collate
 from glmd_train.data.transforms import Sample
 from glmd_train.loop import fit
-from glmd_train.machine import keep_freed_memory
+from glmd_train.training.machine import keep_freed_memory
 from tests.train.squares import draw_squares, write_config
 
 

@@ -24,8 +24,8 @@ from glmd_train.checkpoint import load_checkpoint, save_checkpoint
 from glmd_train.cli import main
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import build_model
-from glmd_train.run_folder import RunFolder
 from glmd_train.state_dict import Architecture, describe, read_state_dict
+from glmd_train.training.run_folder import RunFolder
 from tests.train.test_checkpoint import checkpoint
 
 NAMES = ("person", "car")

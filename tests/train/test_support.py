@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_train import support
 from glmd_train.config import ModelConfig
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.data.lint import Finding
-from glmd_train.support import judge, print_judgement, scenes, summary
+from glmd_train.lesson import support
+from glmd_train.lesson.support import judge, print_judgement, scenes, summary
 from tests import reference
 
 SPEC = PreprocessSpec((512, 640), (127.0,), (128.0,))

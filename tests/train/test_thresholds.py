@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmd_train.thresholds import HIGHEST, LOWEST, HeldOut, best_f1, frames_to_show, held_out, quiet_threshold
+from glmd_train.lesson.thresholds import HIGHEST, LOWEST, HeldOut, best_f1, frames_to_show, held_out, quiet_threshold
 from tests.train.test_evaluate import A, B, C, found, record
 
 SCORES = st.lists(st.integers(6, 100).map(lambda n: n / 100), max_size=20)

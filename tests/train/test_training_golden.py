@@ -19,8 +19,8 @@ from glmd_train.model import matching
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.model.losses import confusing_class, present_classes, suspected_objects
 from glmd_train.model.matching import Target, match, sample
-from glmd_train.official_names import our_name
-from glmd_train.optimizer import build_optimizer, freeze_parts
+from glmd_train.official.names import our_name
+from glmd_train.training.optimizer import build_optimizer, freeze_parts
 from tests.conftest import golden
 
 SMALL = {

@@ -15,7 +15,7 @@ from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
 from glmd_train.config import ModelConfig, ResNetConfig
 from glmd_train.model.detector import GLMDNet, build_model
-from glmd_train.official import from_official
+from glmd_train.official.weights import from_official
 from tests.conftest import golden
 
 # Of the goldens' own README; proposals that move by 3e-3 pixel move what is pooled from them.

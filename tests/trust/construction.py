@@ -28,8 +28,8 @@ from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, CheckpointError
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.verify_calibration import PcbReference
-from glmd_train.run_folder import RunFolder
 from glmd_train.state_dict import read_state_dict
+from glmd_train.training.run_folder import RunFolder
 from tests import tiny
 from tests.runtime.test_view import HERE, TOKEN, Site
 from tests.trust.audit import FILES, PROGRAMS, audited

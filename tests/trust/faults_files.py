@@ -21,8 +21,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from glmd_runtime.bundle import PROTOTYPES, VERIFY, write_bundle
-from glmd_runtime.command import run_command
-from glmd_runtime.scratch import whole_file
+from glmd_runtime.commands.command import run_command
+from glmd_runtime.files.scratch import whole_file
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.recording import Recorder
 from glmd_runtime.video.sources import open_source

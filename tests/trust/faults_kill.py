@@ -15,7 +15,7 @@ import numpy as np
 from glmd_runtime import backends
 from glmd_runtime.bundle import PROTOTYPES, VERIFY, open_bundle, write_bundle
 from glmd_runtime.errors import SourceError
-from glmd_runtime.scratch import work_folder
+from glmd_runtime.files.scratch import work_folder
 from glmd_runtime.sinks import JsonlSink, Mp4Sink
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.recording import Recorder
@@ -196,7 +196,7 @@ def trainings(folder: str, kills: int, iterations: int) -> Figures:
     from glmd_train.checkpoint import load_checkpoint
     from glmd_train.config import load_config
     from glmd_train.loop import fit
-    from glmd_train.run_folder import RunFolder
+    from glmd_train.training.run_folder import RunFolder
     from tests.train.squares import draw_squares, write_config
 
     torch.set_num_threads(1)

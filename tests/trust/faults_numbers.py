@@ -18,7 +18,7 @@ import numpy as np
 
 from glmd_runtime.bundle import MANIFEST, SEAL, open_bundle
 from glmd_runtime.errors import GlmdError
-from glmd_runtime.plan import sha256
+from glmd_runtime.plans.plan import sha256
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, preprocess
 from glmd_runtime.thermal import MODES, Intensity

@@ -17,8 +17,8 @@ import numpy as np
 from glmd_runtime import Detector
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.backends.fake import FakeBackend
+from glmd_runtime.camera.front_end import Camera
 from glmd_runtime.errors import EngineError, GlmdError
-from glmd_runtime.front_end import Camera
 from glmd_runtime.pipeline import FAILED_IN_A_ROW, Pipeline
 from glmd_runtime.streams import Result
 from glmd_runtime.tracking import Tracker

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glmd_runtime.bundle import open_bundle
-from glmd_runtime.command import run_command
+from glmd_runtime.commands.command import run_command
 from glmd_runtime.video.sources import open_source
 from tests import tiny
 from tests.trust.faults_files import record

@@ -25,8 +25,8 @@ def manifest(folder: Path) -> Target:
     """manifest.json, sealed, so that nothing but its content can be wrong; what is not refused must run."""
     from glmd_runtime.backends.fake import FakeBackend
     from glmd_runtime.bundle import MANIFEST, SEAL, open_bundle, write_bundle
+    from glmd_runtime.camera.looks import Statistics
     from glmd_runtime.detector import Detector
-    from glmd_runtime.looks import Statistics
     from glmd_runtime.thermal import Intensity
     from glmd_runtime.tuned import TunedSpec, this_machine
     from tests import tiny

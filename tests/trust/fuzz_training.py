@@ -31,7 +31,7 @@ def yaml(folder: Path) -> Target:
     import yaml as library
 
     from glmd_train.config import load_config
-    from glmd_train.official_yaml import is_published_yaml, translate
+    from glmd_train.official.configuration import is_published_yaml, translate
 
     base = {"VERSION": 2, "SOLVER": {"BASE_LR": 0.02}, "INPUT": {"MIN_SIZE_TRAIN": "(640, 800)"}}
     heads = {"NAME": "Res5ROIHeads", "NUM_CLASSES": 72}
@@ -233,7 +233,7 @@ _FORBIDDEN = ("os.", "subprocess.", "exec", "compile", "socket.", "ctypes.", "sh
 
 def unpickler(folder: Path) -> Target:
     """Pickles of arrays, with calls of the system among their seeds; an audit hook sees what is executed."""
-    from glmd_train.pickled_arrays import read_pickle
+    from glmd_train.official.pickled_arrays import read_pickle
 
     path, seen, watching = folder / "a.pkl", [], []
 

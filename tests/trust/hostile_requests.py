@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 HOST = "127.0.0.1"
 PATIENCE = 10.0  # seconds; a server that says nothing for longer hangs
-SECRET_FILES = ("etc/passwd", "proc/self/environ", "view.py", "web.py", "page/view.js", "../page/index.html")
+SECRET_FILES = ("etc/passwd", "proc/self/environ", "view.py", "server.py", "page/view.js", "../page/index.html")
 
 # What may be asked for, and is answered with 200 when the request is a sound one.
 KNOWN = {

@@ -15,7 +15,6 @@ import numpy as np
 
 from glmd_runtime import Detector
 from glmd_runtime.images import Images
-from glmd_runtime.listen import Address
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.streams import FrameTracker, Result, Stream
@@ -24,6 +23,7 @@ from glmd_runtime.video.cameras import SimulatedCamera
 from glmd_runtime.video.live import STALENESS, LiveSource, Shot
 from glmd_runtime.video.simulator import parse_sim_uri
 from glmd_runtime.video.source import Source
+from glmd_runtime.web.listen import Address
 from tests import tiny
 from tests.resources import Held, apart, held
 from tests.runtime.streams import detector, long_clip

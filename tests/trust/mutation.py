@@ -23,7 +23,7 @@ FILES = {  # and the tests that speak of each
     "glmd_runtime/boxes.py": ("tests/runtime/test_boxes.py",),
     "glmd_runtime/postprocess.py": ("tests/runtime/test_postprocess.py",),
     "glmd_runtime/thermal.py": ("tests/runtime/test_thermal.py",),
-    "glmd_runtime/agc.py": ("tests/runtime/test_thermal.py", "tests/runtime/test_agc.py"),
+    "glmd_runtime/camera/agc.py": ("tests/runtime/test_thermal.py", "tests/runtime/test_agc.py"),
     "glmd_train/model/losses.py": ("tests/train/test_losses_golden.py",),
 }
 # Why no test can notice, for what a survivor's line becomes; what none of these matches is not tested.

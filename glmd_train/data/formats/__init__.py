@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glmd_runtime.errors import DatasetError, UsageError
-from glmd_runtime.scratch import whole_file
+from glmd_runtime.files.scratch import whole_file
 from glmd_train.data.coco import parse_coco, with_image_folder
 from glmd_train.data.formats.builder import Content, Loaded
 from glmd_train.data.formats.coco import coco_files, read_coco_set, read_ifsod

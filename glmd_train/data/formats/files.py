@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from glmd_runtime.documents import parse_json, read_bytes
 from glmd_runtime.errors import DatasetError, UsageError
+from glmd_runtime.files.documents import parse_json, read_bytes
 from glmd_train.data.coco import MOST_BYTES
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.values import number
+from glmd_runtime.files.values import number
 
 SATURATED = 40  # intensities between the largest and the smallest channel; JPEG makes less of a grey picture
 COLOURFUL = 0.1  # part of the pixels; what makes a picture a coloured one

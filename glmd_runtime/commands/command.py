@@ -15,9 +15,9 @@ from rich.status import Status
 from rich.text import Text
 
 from glmd_runtime import __version__
-from glmd_runtime.completion import add_completion
+from glmd_runtime.commands.completion import add_completion
 from glmd_runtime.errors import GlmdError, UnsupportedError
-from glmd_runtime.scratch import full_disk, is_full
+from glmd_runtime.files.scratch import full_disk, is_full
 
 # Each library has its own error for it, and they share no base.
 _OUT_OF_MEMORY = re.compile(r"MemoryError|out ?of ?memory|insufficient memory|can't allocate|bad alloc", re.IGNORECASE)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from glmd_runtime.detections import Detections
 from glmd_train.data.coco import Record
 from glmd_train.evaluate import match_greedily
-from glmd_train.intervals import covered
+from glmd_train.scores.intervals import covered
 
 LOWEST, HIGHEST = 0.05, 0.95
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from glmd_runtime.camera.looks import CLEAR, COLOURFUL, WARM_BLOODED, Looks, contrast, wilson
 from glmd_runtime.detections import Detections
-from glmd_runtime.looks import CLEAR, COLOURFUL, WARM_BLOODED, Looks, contrast, wilson
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import POLARITIES, Polarity
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from glmd_runtime.errors import CheckpointError, UsageError
+from glmd_runtime.files.scratch import whole_file
 from glmd_runtime.preprocess import PreprocessSpec
-from glmd_runtime.scratch import whole_file
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet
 from glmd_train.model.resnet import Res5, ResNetTrunk
-from glmd_train.official_names import GATES, our_name, published_name
+from glmd_train.official.names import GATES, our_name, published_name
 from glmd_train.state_dict import check_fit, has_affine, read_state_dict
 
 # What older versions of detectron2 save beside the parameters.

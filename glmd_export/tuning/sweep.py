@@ -11,8 +11,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from glmd_export.exporter import Draft, Recipe, draft_bundle
-from glmd_export.front import Setting, Shape
-from glmd_export.latency import Latency, measure
+from glmd_export.tuning.front import Setting, Shape
+from glmd_export.tuning.latency import Latency, measure
 from glmd_runtime import backends
 from glmd_runtime.backends.tensorrt import find_plugins
 from glmd_runtime.bundle import Bundle

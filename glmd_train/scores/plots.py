@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from glmd_runtime.errors import UnsupportedError
-from glmd_train.intervals import Matches
+from glmd_train.scores.intervals import Matches
 
 _LEGEND_ROWS = 22
 

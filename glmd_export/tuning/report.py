@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from glmd_export.front import Candidate, front
 from glmd_export.tune import Tuning, data_names
+from glmd_export.tuning.front import Candidate, front
 from glmd_runtime.errors import UnsupportedError
-from glmd_runtime.scratch import whole_file
+from glmd_runtime.files.scratch import whole_file
 
 _PIPE_WIDTH = 160  # characters of a table that no terminal limits
 _STYLES = {"chosen": "bold green", "front": "", "": "dim"}

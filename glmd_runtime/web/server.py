@@ -21,9 +21,9 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from glmd_runtime.documents import parse_json
 from glmd_runtime.errors import UsageError
-from glmd_runtime.listen import Address, is_ip, is_local
+from glmd_runtime.files.documents import parse_json
+from glmd_runtime.web.listen import Address, is_ip, is_local
 
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 TOKEN_LENGTH = 16  # characters, at least

@@ -23,7 +23,7 @@ from glmd_train.evaluate import (
     is_empty,
     score,
 )
-from glmd_train.intervals import Interval, ap_intervals
+from glmd_train.scores.intervals import Interval, ap_intervals
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from glmd_train.config import TrainConfig
 from glmd_train.data.loaders import TrainingSet, collate, load_records
 from glmd_train.loop import part_size, start_model
 from glmd_train.model.detector import GLMDNet
-from glmd_train.optimizer import freeze_parts
+from glmd_train.training.optimizer import freeze_parts
 
 _MIB = 2**20
 # Copies of a trainable parameter beside itself: the gradient, then momentum or Adam's two moments.

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from glmd_export.latency import Latency
+from glmd_export.tuning.latency import Latency
 
 Shape = tuple[int, tuple[int, int]]  # of a graph: proposals, size_hw
 

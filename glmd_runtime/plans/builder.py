@@ -1,6 +1,6 @@
 """One build of a TensorRT engine: the process that `engines.build_plan` starts, so that a fault or a leak stays in it.
 
-    python -m glmd_runtime.plan_builder '{"onnx": ..., "plan": ..., "library": ..., "precision": ...}'
+    python -m glmd_runtime.plans.builder '{"onnx": ..., "plan": ..., "library": ..., "precision": ...}'
 
 On stdout it writes JSON lines: {"progress": ...} and at last {"built": ...} or {"error": [type, message]}. What the
 library says goes to stderr, which becomes the log.
@@ -24,10 +24,10 @@ from typing import Any
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import load_plugins
 from glmd_runtime.errors import BundleError, GlmdError, OutputError, PrecisionError, UnsupportedError, UsageError
-from glmd_runtime.onnx_file import check_onnx
-from glmd_runtime.plain_files import sha256_of
-from glmd_runtime.plan import PlanRecord, sha256
-from glmd_runtime.scratch import whole_file, writing
+from glmd_runtime.files.onnx_file import check_onnx
+from glmd_runtime.files.plain import sha256_of
+from glmd_runtime.files.scratch import whole_file, writing
+from glmd_runtime.plans.plan import PlanRecord, sha256
 
 _HALF, _INT8 = re.compile(r"half|fp16", re.IGNORECASE), re.compile(r"int8", re.IGNORECASE)
 _TYPES = {"fp16": _HALF, "int8": _INT8}  # how an engine's layers name the precision

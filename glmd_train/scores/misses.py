@@ -16,7 +16,7 @@ from glmd_runtime.draw import DARK, FONT, Picture
 from glmd_runtime.thermal import Intensity
 from glmd_train.data.coco import Record
 from glmd_train.evaluate import RECALL_SCORE, match_greedily
-from glmd_train.intervals import IOUS, covered
+from glmd_train.scores.intervals import IOUS, covered
 
 Box = NDArray[np.float32]
 

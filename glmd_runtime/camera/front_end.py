@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glmd_runtime.agc import DampedCurve
-from glmd_runtime.bad_pixels import BadPixels
+from glmd_runtime.camera.agc import DampedCurve
+from glmd_runtime.camera.bad_pixels import BadPixels
+from glmd_runtime.camera.drift import DriftWatch
+from glmd_runtime.camera.shutter import ShutterWatch
 from glmd_runtime.detections import Detections
-from glmd_runtime.drift import DriftWatch
 from glmd_runtime.errors import UsageError
 from glmd_runtime.preprocess import PreprocessSpec, checked_frame
-from glmd_runtime.shutter import ShutterWatch
 from glmd_runtime.thermal import POLARITIES, Intensity, Polarity
 from glmd_runtime.video.frame import Frame
 

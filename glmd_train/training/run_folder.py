@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from glmd_runtime.documents import parse_json, read_json
 from glmd_runtime.errors import CheckpointError, UsageError
-from glmd_runtime.scratch import whole_file, writing
+from glmd_runtime.files.documents import parse_json, read_json
+from glmd_runtime.files.scratch import whole_file, writing
 from glmd_train.config import TrainConfig
 from glmd_train.model.detector import GLMDNet
 from glmd_train.torch_file import read_torch

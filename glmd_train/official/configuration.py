@@ -33,7 +33,7 @@ from glmd_runtime.errors import UsageError
 from glmd_train.config import NetworkConfig, PreprocessConfig, TrainConfig, problems
 from glmd_train.data.gcoco import GCOCO_CLASSES
 from glmd_train.documents import read_yaml
-from glmd_train.official_keys import ADDED, CHANGED, DETECTRON2, FIXED, NO_EFFECT, THEIRS
+from glmd_train.official.keys import ADDED, CHANGED, DETECTRON2, FIXED, NO_EFFECT, THEIRS
 
 IFSOD_CLASSES = ("person", "car", "bicycle", "uav", "motorcycle", "truck", "bus", "bison", "deer", "dog", "boat")
 _COCO_CLASSES = (

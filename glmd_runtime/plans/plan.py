@@ -15,9 +15,9 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from glmd_runtime.documents import parse_json, read_bytes
 from glmd_runtime.errors import BundleError, UnsupportedError
-from glmd_runtime.plain_files import sha256_of
+from glmd_runtime.files.documents import parse_json, read_bytes
+from glmd_runtime.files.plain import sha256_of
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from glmd_train.evaluate import FIELDS, Score
-from glmd_train.intervals import Interval, run_interval
-from glmd_train.runs import Run
+from glmd_train.scores.intervals import Interval, run_interval
+from glmd_train.scores.runs import Run
 
 _PIPE_WIDTH = 160  # characters of a table that no terminal limits
 _COLUMNS = ("objects", "AP", "AP50", "AP75", "recall at 0.3")

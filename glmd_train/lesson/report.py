@@ -11,10 +11,10 @@ import numpy as np
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.draw import DARK, Picture, draw
-from glmd_runtime.scratch import whole_file
+from glmd_runtime.files.scratch import whole_file
 from glmd_runtime.sinks import save_picture
 from glmd_train.data.coco import Record
-from glmd_train.support import summary
+from glmd_train.lesson.support import summary
 from glmd_train.teach import Lesson, Taught
 
 TILE, COLUMNS, MOST = 400, 4, 24  # pixels a side; tiles a row; tiles on the sheet

@@ -20,8 +20,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from glmd_runtime.errors import BundleError
-from glmd_runtime.plan import PlanRecord, cache_folder, sha256
-from glmd_runtime.scratch import put_in_place, scratch_folder
+from glmd_runtime.files.scratch import put_in_place, scratch_folder
+from glmd_runtime.plans.plan import PlanRecord, cache_folder, sha256
 
 PLAN = "model.engine"
 
