@@ -35,7 +35,8 @@ def add_parser(commands: Any) -> None:
         help="the model to start from (default: the shipped thermal_lite0_base)")
     add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
     add("--classes", nargs="+", default=[], metavar="NAME", help="teach these of the labelled classes (default: all)")
-    add("--recipe", default="default", metavar="NAME", help="how to train: a name in glmd_train/configs/recipes")
+    add("--recipe", default="default", metavar="NAME",
+        help="how to train: default, the best here; or as published: glmdnet, defrcn, tfa")
     add("--iterations", type=int, metavar="N",
         help="of each of the three trainings, for a quick look at what comes of it (default: as the recipe says)")
     add("--false-alarms", type=float, default=10.0, metavar="N",

@@ -135,6 +135,13 @@ def test_a_class_that_the_base_knows_is_refused(
     assert teach("--classes", "blob") == 2
 
 
+def test_the_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["teach", "--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in recipes.recipe_names())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
