@@ -21,7 +21,13 @@ from glmd_runtime.files.scratch import whole_file, writing
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.frame import Frame
 
-TICKS = 90_000  # a second, of a video's clock
+TICKS = 60_000  # a second, of a video's clock; MPEG-4 allows 65535
+# The first that FFmpeg was built with is taken, with these options. x264 is under the GPL; the others are not.
+ENCODERS = {
+    "libx264": {"crf": "18", "preset": "veryfast"},
+    "libopenh264": {"b": "8M"},
+    "mpeg4": {"b": "8M"},  # FFmpeg's own, so that it is always there
+}
 
 
 def save_picture(path: str | Path, picture: NDArray[np.uint8]) -> None:
@@ -97,6 +103,8 @@ class JsonlSink:
 
 class Mp4Sink:
     """H.264 video that every player shows. Inside `with`; an error discards the file that is not complete.
+
+    Where FFmpeg was built without an encoder of H.264, as one free of the GPL may be, it is MPEG-4 video.
 
     A file holds pictures of one size. Where a camera changes, the file is completed, and it goes on in NAME-2.mp4,
     NAME-3.mp4 ..., of which none is overwritten.
@@ -191,7 +199,8 @@ class _Mp4Part:
 
     def _add_stream(self, hw: tuple[int, int]) -> Any:
         rate = Fraction(self.fps).limit_denominator(1001)
-        stream = self._container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
+        name = next(name for name in ENCODERS if name in import_av().codecs_available)
+        stream = self._container.add_stream(name, rate=rate, options=dict(ENCODERS[name]))
         stream.pix_fmt = "yuv420p"
         if self._at_once:
             stream.codec_context.gop_size = max(1, round(self.fps))  # a fragment ends before a key frame

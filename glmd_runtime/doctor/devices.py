@@ -16,7 +16,7 @@ from glmd_runtime.errors import GlmdError
 
 DEV, SYS = Path("/dev"), Path("/sys/class/video4linux")
 _INSTALL_VIDEO = "pip install '.[video]' in the SDK's folder"
-_ENCODERS = {"libx264": "--save", "ffv1": "--record"}
+_ENCODERS = {"mpeg4": "--save", "ffv1": "--record"}  # FFmpeg's own; of others it takes what it has
 # struct v4l2_fmtdesc of <linux/videodev2.h>: index, type, flags, description, pixel format, the rest. VIDIOC_ENUM_FMT.
 _FMTDESC, _ENUM_FMT, _CAPTURE = struct.Struct("III32s4s16s"), 0xC0405602, 1
 _READ_AS = {"Y16 ": "Y16", "GREY": "GREY"}  # what `?format=` takes, of the formats that keep counts

@@ -53,6 +53,23 @@ def test_a_video_is_read_back(hw: tuple[int, int], tmp_path: Path) -> None:
 
 
 @needs_av
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_ffmpeg_without_x264_writes_a_video_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    import av
+
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4", "ffv1"})
+    with Mp4Sink(tmp_path / "o.mp4", 10, at_once=at_once) as sink:
+        for value in (0, 100, 200):
+            sink.write(np.full((64, 80, 3), value, np.uint8))
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    with open_source(tmp_path / "o.mp4") as source:
+        assert [round(f.image.mean(), -1) for f in source] == [0, 100, 200]
+
+
+@needs_av
 def test_a_video_keeps_its_pace_where_frames_were_dropped(tmp_path: Path) -> None:
     with Mp4Sink(tmp_path / "o.mp4", 10) as sink:
         # More than ten a second, though a camera's rate was taken for ten before it came.
