@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme
+from benchmarks.common import between_marks
 from glmd_runtime.bundle import Manifest, open_bundle
 from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.enroll import EnrolledSpec
@@ -126,11 +127,10 @@ def test_what_security_promises_is_tested_where_it_says() -> None:
 
 
 def test_figures_in_the_readme_are_those_of_the_committed_results() -> None:
-    accuracy = json.loads((ROOT / "benchmarks/results/accuracy_thermal_lite0.json").read_text())
-    for name in ("hit_uav", "air"):
-        mean = accuracy["sets"][name]["mean"]
-        row = next(line for line in README.splitlines() if line.startswith(f"| {name} "))
-        assert f"{100 * mean['ap50']:.1f}" in row and f"{100 * mean['recall']:.1f}" in row
+    text = README
+    for name, lines in readme.tables().items():
+        text = between_marks(text, name, "\n".join(lines))
+    assert text == README, "Make them with python -m benchmarks.readme"
 
 
 BENCHMARKS = sorted(set(re.findall(r"python -m (benchmarks\.\w+)", EVERYTHING)))

@@ -1,0 +1,73 @@
+"""The tables of README.md, from the committed results.
+
+    python -m benchmarks.readme
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.aims import Results, load_results, spread
+from benchmarks.common import RESULTS, write_tables
+from benchmarks.fewshot_report import OURS, Runs, ap_of, difference, of, said, signed
+from benchmarks.fewshot_runs import MAIN, METHODS, SHOTS, read_runs
+from benchmarks.tables import Lines, table
+
+README = Path(__file__).parents[1] / "README.md"
+SETS = {  # name -> what is in it
+    "hit_uav": "from a drone: person, car, bicycle",
+    "air": "in the sky: uav, airplane, helicopter, bird",
+    "dogs_people": "hand-held: dog, person",
+    "cheetah": "wildlife: cheetah, person",
+}
+ENGINES = ("PyTorch eager", "onnxruntime model.onnx", "openvino openvino.fp32.xml", "openvino openvino.int8.xml")
+
+
+def tables() -> dict[str, Lines]:
+    results = load_results()
+    return {"speed": speed(results), "accuracy": accuracy(results), "fewshot": fewshot(read_runs())}
+
+
+def speed(results: Results) -> Lines:
+    rows = {row["subject"]: row for row in results["latency"]}
+    header = ["engine", "precision", "frame to boxes, p50 and p90 ms", "as fast as PyTorch"]
+    return table(header, [
+        [name, row["precision"], f"{row['run']['p50_ms']:.1f}, {row['run']['p90_ms']:.1f}",
+         spread(row["faster"]["run"])]
+        for name in ENGINES for row in (rows[name],)
+    ])
+
+
+def accuracy(results: Results) -> Lines:
+    sets = json.loads((RESULTS / "accuracy_thermal_lite0.json").read_text())["sets"]
+    exact = next(row["accuracy"]["sets"] for row in results["latency"] if row.get("engine") == "model.onnx")
+    return table(["val list", "objects", "AP50", "in float32", "recall at score 0.3"], [
+        [f"{name} ({what})", str(sum(one["objects"] for one in sets[name]["classes"].values())),
+         f"{100 * sets[name]['mean']['ap50']:.1f}", f"{exact[f'{name}/val']:.1f}",
+         f"{100 * sets[name]['mean']['recall']:.1f}"]
+        for name, what in SETS.items()
+    ])
+
+
+def fewshot(runs: Runs) -> Lines:
+    """Each method at each K, and what the default has more on the same draws of ten."""
+    ours = next(method for method in METHODS[MAIN] if method.name == OURS)
+    header = ["nAP on val", *(f"{k} shot{'s' * (k > 1)}" for k in SHOTS), "the default has more, 10 shots", "draws"]
+    return table(header, [
+        [method.name, *(said([ap_of(method)(row) for row in of(runs, MAIN, method.name, k).values()]) for k in SHOTS),
+         "" if method is ours else signed(difference(runs, MAIN, 10, ours, method)),
+         "/".join(str(len(of(runs, MAIN, method.name, k))) for k in SHOTS)]
+        for method in METHODS[MAIN]
+    ])
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    write_tables(README, tables())
+    print(f"Written: {README}")
+
+
+if __name__ == "__main__":
+    main()
