@@ -55,9 +55,7 @@ def _numbers(row: VerifyRow) -> str:
 
 
 def _summary(report: VerifyReport) -> str:
-    statuses = [row.status for row in report.rows]
-    counts = ", ".join(f"{statuses.count(status)} {status.replace('_', ' ')}" for status in _STYLES)
-    return f"{report.status}: {counts}" + (f"; {_NOTHING_RAN}" if _nothing_ran(report) else "")
+    return report.summary + (f"; {_NOTHING_RAN}" if _nothing_ran(report) else "")
 
 
 def _nothing_ran(report: VerifyReport) -> bool:

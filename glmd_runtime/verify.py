@@ -11,6 +11,7 @@ found again, whatever their scores became.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -117,6 +118,12 @@ class VerifyReport:
         """Whether this engine ran on this backend and every stage passed."""
         statuses = [row.status for row in self.rows if (row.engine, row.backend) == (engine, backend)]
         return bool(statuses) and set(statuses) == {"passed"}
+
+    @property
+    def summary(self) -> str:
+        """`passed: 2 passed, 0 failed, 1 not run`."""
+        counts = Counter(row.status for row in self.rows)
+        return f"{self.status}: {counts['passed']} passed, {counts['failed']} failed, {counts['not_run']} not run"
 
     def to_dict(self) -> dict[str, Any]:
         return {"status": self.status, "rows": [asdict(row) for row in self.rows]}

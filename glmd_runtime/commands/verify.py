@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from glmd_runtime.backends import BACKENDS, INSTALL
 from glmd_runtime.bundle import open_bundle
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
         bundle = open_bundle(args.bundle)
         rows = verify_bundle(bundle, args.backend, open_engine=open_engine).rows
         report = VerifyReport((*rows, *verify_calibration(bundle, args.backend)))
-    print(json.dumps(report.to_dict(), indent=2) if args.json else "\n".join(map(_row_line, report.rows)))
+    print(json.dumps(report.to_dict(), indent=2) if args.json else "\n".join([*_lines(report.rows), report.summary]))
     failed = [f"{row.engine} on {row.backend}, {row.stage}" for row in report.rows if row.status == "failed"]
     if failed:
         raise ParityError(f"{args.bundle} does not give its reference's answers: {'; '.join(failed)}.")
@@ -46,7 +46,12 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _row_line(row: VerifyRow) -> str:
-    numbers: dict[str, Any] = {name: f"{value:.3g}" for name, value in row.metrics.items()}
-    said = row.reason or ", ".join(f"{name} {value}" for name, value in numbers.items())
-    return f"{row.status:8} {row.engine:12} {row.backend:12} {row.precision:5} {row.stage:11} {said}"
+def _lines(rows: Sequence[VerifyRow]) -> list[str]:
+    heads = [(row.status.replace("_", " "), row.engine, row.backend, row.precision, row.stage) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*heads, strict=True)]
+    padded = ["  ".join(map(str.ljust, head, widths)) for head in heads]
+    return [f"{head}  {row.reason or _numbers(row)}" for head, row in zip(padded, rows, strict=True)]
+
+
+def _numbers(row: VerifyRow) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in row.metrics.items())
