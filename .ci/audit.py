@@ -27,7 +27,8 @@ def main() -> int:
     packages = json.loads(content)["dependencies"] if content else []
     known = [one for one in packages if "skip_reason" not in one]
     if not known:
-        print(f"audit: not run: no index reached ({said})")
+        why = f"the index knows none of {len(packages)} packages" if packages else f"no index reached ({said})"
+        print(f"audit: not run: {why}")
         return 0
     found = [(one, vulnerability) for one in known for vulnerability in one["vulns"]]
     for one, vulnerability in found:

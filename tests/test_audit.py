@@ -21,7 +21,7 @@ BAD = {"name": "pillow", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_vers
     ("packages", "code", "says"),
     [
         (None, 0, "audit: not run: no index reached (no such host)"),
-        ([SKIPPED], 0, "audit: not run: no index reached"),
+        ([SKIPPED], 0, "audit: not run: the index knows none of 1 packages"),
         ([SOUND, SKIPPED], 0, "audit: 0 known vulnerabilities in 1 of 2 packages"),
         ([SOUND, BAD], 1, "audit: pillow 1.0: PYSEC-1, fixed in: 2.0"),
     ],
