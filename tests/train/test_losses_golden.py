@@ -154,3 +154,9 @@ def test_the_schedule(name: str) -> None:
     })
     rates = [config.learning_rate * schedule(t, config) for t in arrays["iteration"].tolist()]
     np.testing.assert_allclose(rates, arrays["lr"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("slice_rows", [None, 2])
+def test_what_is_present_lies_where_the_labels_do(slice_rows: int | None) -> None:
+    labels = [torch.tensor([0], device="meta")]
+    assert present_classes(labels, [2], 3, slice_rows).device == torch.device("meta")

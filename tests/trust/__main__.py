@@ -22,7 +22,7 @@ from tests.trust.parts import Form, Part
 from tests.trust.report import write_report
 
 AREAS: tuple[str, ...] = (  # modules of tests.trust, each with its PARTS
-    "construction", "fuzz", "faults", "load", "compatibility", "coverage", "mutation",
+    "construction", "fuzz", "faults", "load", "compatibility", "coverage", "mutation", "suite",
 )
 
 
@@ -38,12 +38,13 @@ def main() -> int:
     if given.report:
         print(write_report(read_results(), all_parts()))
         return 0
+    began = time.monotonic()
     done = read_results() if given.long and not given.again else {}
     failed = [part.name for part in chosen if part.name not in done and not attempt(part, form)]
     if given.long:
         write_report(read_results(), all_parts())
     print(*(f"failed: {name}" for name in failed), sep="\n")
-    print(f"trust: {len(chosen) - len(failed)} passed, {len(failed)} failed")
+    print(f"trust: {len(chosen) - len(failed)} passed, {len(failed)} failed, in {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
 
 
