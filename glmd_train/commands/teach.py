@@ -106,7 +106,8 @@ def _teach(lesson: Lesson, output: Path, folder: Path, options: argparse.Namespa
     write_report(folder, values, lesson, taught)
     save(taught, output, {"taught": {key: values[key] for key in ("pictures", "classes", "background")}})
     print(json.dumps(values, indent=1) if options.json else as_text(values))
-    console.print(f"Written: {output}, {folder}/. Next: {next_command(output, lesson.class_names)}", markup=False)
+    written = f"Written: {output}, {folder}/. Next: {next_command(output, lesson.class_names)}"
+    console.print(written, markup=False, soft_wrap=True)  # a command that is broken in two cannot be copied
 
 
 def next_command(checkpoint: Path, class_names: Sequence[str]) -> str:
