@@ -34,9 +34,9 @@ def write_rows(name: str, command: str, rows: Sequence[dict[str, Any]], device: 
 
 
 def commit() -> str:
-    """The commit that was measured; "-dirty" if anything but results and their pictures was changed since."""
+    """The commit that was measured; "-dirty" if anything but results, and documents with them, was changed since."""
     head = _git("rev-parse", "--short", "HEAD")
-    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/images")
+    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs/images", ":!*.md")
     return (head or "unknown") + ("-dirty" if changed else "")
 
 
