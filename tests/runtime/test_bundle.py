@@ -132,10 +132,15 @@ def test_a_manifest_of_another_form(own_bundle: Path, change: Callable[[dict[str
 @pytest.mark.parametrize(
     ("keys", "value", "says"),
     [
-        (("name",), 5, "expected a text; got 5"),
+        (("name",), 5, "expected a text without control characters; got 5"),
         (("class_names",), "ab", "expected a list; got 'ab'"),
         (("class_names",), ["person", {}], "expected a text"),
         (("class_names",), ["person"], "the graph must have"),
+        (("class_names",), ["a\ud800", "car"], r"expected a text.*ud800"),
+        (("class_names",), ["person", "\x1b]0;mine\x07"], "expected a text"),
+        (("class_names",), ["person", "two\nlines"], "expected a text"),
+        (("name",), "\x1b[31mtiny", "expected a text"),
+        (("name",), "tiny\u2028", "expected a text"),
         (("engines",), {}, "names no engine"),
         (("engines", "model.onnx"), ["fp32"], "expected a text"),
         (("preprocess", "size_hw"), [64, 2**31], "whole number in 1..8192; got 2147483648"),
@@ -170,6 +175,12 @@ def test_a_value_that_nothing_behind_it_expects(own_bundle: Path, keys: tuple[st
     reseal(own_bundle, change)
     with pytest.raises(BundleError, match=f"manifest.json has a value of another form: .*{says}"):
         open_bundle(own_bundle)
+
+
+def test_names_in_any_script(own_bundle: Path) -> None:
+    names = ["Fußgänger", "車 \U0001f697"]
+    reseal(own_bundle, lambda values: values.update(class_names=names))
+    assert open_bundle(own_bundle).manifest.class_names == tuple(names)
 
 
 @pytest.mark.parametrize("digest", [5, None, [], "", "0"])
