@@ -33,6 +33,7 @@ from glmd_runtime.calibration import prototypes_to_bytes
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import UnsupportedError, UsageError
 from glmd_runtime.files.scratch import work_folder
+from glmd_runtime.files.values import shown
 from glmd_runtime.tuned import TunedSpec
 from glmd_runtime.verify import TOLERANCES, VerifyReport, VerifyRow, run_engine, score_pairs
 from glmd_runtime.verify_calibration import verify_calibration
@@ -113,7 +114,7 @@ def draft_bundle(
     made = _Making(checkpoint, recipe, path.parent, step)
     made.make()
     manifest = Manifest(
-        name=ckpt.stem,
+        name=shown(ckpt.stem),
         class_names=checkpoint.class_names,
         preprocess=checkpoint.preprocess,
         postprocess=checkpoint.postprocess,
@@ -158,7 +159,7 @@ def prove_and_write(
     report = VerifyReport(tuple(rows))
     if report.status == "passed":
         files = {**bundle.files, VERIFY: json.dumps(report.to_dict(), indent=2).encode()}
-        write_bundle(output, replace(bundle.manifest, name=output.stem, tuned=tuned), files, overwrite=overwrite)
+        write_bundle(output, replace(bundle.manifest, name=shown(output.stem), tuned=tuned), files, overwrite=overwrite)
     return report
 
 

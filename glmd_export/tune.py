@@ -28,6 +28,7 @@ from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, GlmdError, ParityError
 from glmd_runtime.files.scratch import work_folder
+from glmd_runtime.files.values import shown
 from glmd_runtime.tuned import TunedSpec, this_machine
 from glmd_runtime.verify import VerifyReport, verify_bundle
 from glmd_runtime.verify_calibration import verify_calibration
@@ -188,7 +189,7 @@ def tuned_spec(done: Tuning, best: Candidate) -> TunedSpec:
 
 def data_names(request: Request) -> tuple[str, ...]:
     """Folder and name of each file: those of the machine's other folders are nobody else's business."""
-    return tuple(f"{path.absolute().parent.name}/{path.name}" for path in request.data)
+    return tuple(shown(f"{path.absolute().parent.name}/{path.name}") for path in request.data)
 
 
 def _write(source: Source, tuned: TunedSpec, output: Path, overwrite: bool, step: Step) -> VerifyReport:
@@ -200,6 +201,6 @@ def _write(source: Source, tuned: TunedSpec, output: Path, overwrite: bool, step
     rows = verify_bundle(bundle, tuned.backend, open_engine=open_engine).rows
     report = VerifyReport((*rows, *verify_calibration(bundle, tuned.backend)))
     if report.status == "passed":
-        manifest = replace(bundle.manifest, name=output.stem, tuned=tuned)
+        manifest = replace(bundle.manifest, name=shown(output.stem), tuned=tuned)
         write_bundle(output, manifest, bundle.files, overwrite=overwrite)
     return report

@@ -48,7 +48,7 @@ from glmd_runtime.files.plain import blocks_of, plain_files, sha256_of
 from glmd_runtime.files.scratch import put_in_place, scratch_folder, writing
 from glmd_runtime.files.values import each, text, whole
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, split_outputs
-from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.preprocess import PreprocessSpec, is_frame
 from glmd_runtime.tuned import TunedSpec
 
 SCHEMA_VERSION = 2
@@ -260,6 +260,19 @@ class Reference:
     def raw_outputs(self) -> list[RawOutputs]:
         return split_outputs({name: getattr(self, name) for name in RAW_OUTPUTS})
 
+    def check(self, graph: GraphSpec) -> None:
+        """Raises: ValueError unless images and answers are those of the graph, and there is a frame for each."""
+        images, answers = ({n: (len(self), *s[1:]) for n, s in side.items()} for side in (graph.inputs, graph.outputs))
+        expected = {name: (shape, "|b1" if name == "valid" else "<f4") for name, shape in (images | answers).items()}
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "frames"}
+        came = {name: (array.shape, array.dtype.str) for name, array in arrays.items() if array is not None}
+        if came != expected or not self.frames:
+            raise ValueError(f"a frame or more and {expected} were expected; got {len(self.frames)} and {came}")
+        if wrong := [f"frame{i}" for i, frame in enumerate(self.frames) if not is_frame(frame)]:
+            raise ValueError(f"{wrong[0]} is no frame of a camera")
+        if not ((self.valid_hw >= 1) & (self.valid_hw <= self.images.shape[2:])).all():
+            raise ValueError(f"valid_hw is outside of the images; got {self.valid_hw.tolist()}")
+
     def to_bytes(self) -> bytes:
         """The content of reference.npz."""
         arrays: dict[str, Any] = {
@@ -271,11 +284,13 @@ class Reference:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Reference:
-        """Raises: ValueError, KeyError or TypeError for another content than `to_bytes` gives."""
+    def from_bytes(cls, content: bytes, graph: GraphSpec) -> Reference:
+        """Raises: ValueError, KeyError or TypeError for another content than `to_bytes` gives, or of another graph."""
         arrays = read_npz(content)
         frames = tuple(arrays[f"frame{i}"] for i in range(len(arrays["images"])))
-        return cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
+        reference = cls(frames, **{f.name: arrays[f.name] for f in fields(cls) if f.name in arrays})
+        reference.check(graph)
+        return reference
 
 
 @dataclass(frozen=True)
@@ -290,7 +305,7 @@ class Bundle:
         if REFERENCE not in self.manifest.sha256:
             raise BundleError(f"{self.path} has no {REFERENCE} to be checked against. {_EXPORT_AGAIN}")
         try:
-            return Reference.from_bytes(self.read(REFERENCE))
+            return Reference.from_bytes(self.read(REFERENCE), self.manifest.graph)
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(f"{self.path / REFERENCE} holds no reference: {error}. {_EXPORT_AGAIN}") from error
 

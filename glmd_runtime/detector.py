@@ -22,6 +22,7 @@ from glmd_runtime.camera.front_end import Camera, FrontEnd, Prepared
 from glmd_runtime.detections import Detections
 from glmd_runtime.enroll import Enrolment, Regions, checked_boxes, learn, read_enrolment, regions
 from glmd_runtime.errors import BundleError, EngineError, FrameError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.files.values import shown
 from glmd_runtime.images import Images, as_numpy, to_images, to_tiles
 from glmd_runtime.overlap import overlapped
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs
@@ -351,8 +352,11 @@ class Detector:
         return other
 
     def _check_enrol(self, name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> None:
-        if not isinstance(name, str) or not name.strip() or name in self.class_names:
-            raise UsageError(f"A new class needs a name other than {', '.join(self.class_names)}; got {name!r}.")
+        if not isinstance(name, str) or not name.strip() or name != shown(name) or name in self.class_names:
+            raise UsageError(
+                f"A new class needs a name other than {', '.join(self.class_names)}, without control characters; got "
+                f"{name!r}."
+            )
         if not len(frames) or len(frames) != len(boxes):
             raise UsageError(
                 f"Enrolling needs one frame or more, and of each its boxes; got {len(frames)} frames and boxes of "

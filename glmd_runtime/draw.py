@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
+from glmd_runtime.files.values import shown
 from glmd_runtime.preprocess import checked_frame
 from glmd_runtime.thermal import Intensity
 
@@ -65,10 +66,13 @@ def draw(frame: NDArray[Any], detections: Detections) -> Picture:
 
 
 def label_text(detections: Detections, row: int) -> str:
-    """`person #7  0.91  36.2 C`; OpenCV's letters are ASCII, so the degree sign is left out."""
+    """`person #7  0.91  36.2 C`; OpenCV's letters are ASCII, so the degree sign is left out.
+
+    Names are a model's or a program's, and may be anything: OpenCV ends the process for half a character.
+    """
     tracks, temperatures = detections.track_ids, detections.temperatures
     track = f" #{tracks[row]}" if tracks is not None and tracks[row] >= 0 else ""
-    words = [f"{detections.names[row]}{track}", f"{detections.scores[row]:.2f}"]
+    words = [shown(f"{detections.names[row]}{track}"), f"{detections.scores[row]:.2f}"]
     words += [f"{temperatures[row, 2]:.1f} C"] if temperatures is not None else []
     return "  ".join(words)  # one space is narrow in this font
 

@@ -159,7 +159,8 @@ def _version() -> str:
 def _check(loaded: backends.Backend, bundle: Bundle, engine: str, backend: str) -> None:
     """Close an engine whose answers are not the reference's.
 
-    Raises: ParityError; UnsupportedError when its precision has no tolerance; BundleError without a reference.
+    Raises: ParityError; UnsupportedError when its precision has no tolerance; BundleError without a reference; whatever
+        a library raises while it runs.
     """
     try:
         if (precision := bundle.manifest.engines[engine]) not in TOLERANCES:
@@ -167,7 +168,7 @@ def _check(loaded: backends.Backend, bundle: Bundle, engine: str, backend: str) 
         rows = check_engine(loaded, backend, engine, bundle.manifest, bundle.reference)
         if failed := "; ".join(f"{row.stage}: {row.reason}" for row in rows if row.status == "failed"):
             raise ParityError(f"{engine} on {backend} must give the reference's answers; got {failed}. Do not use it.")
-    except GlmdError:
+    except BaseException:
         loaded.close()
         raise
 

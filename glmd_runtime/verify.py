@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from glmd_runtime import backends, boxes
 from glmd_runtime.bundle import Bundle, Manifest, Reference
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, ParityError, PrecisionError, UnsupportedError
+from glmd_runtime.files.values import each, number, shown, text
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
 
@@ -101,6 +102,16 @@ class VerifyRow:
     reason: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VerifyRow:
+        """Raises: AttributeError, KeyError, TypeError or ValueError for values that are not those of a row."""
+        read: dict[str, Any] = {key: text(values[key]) for key in ("engine", "backend", "precision", "stage", "status")}
+        if read["status"] not in get_args(Status):
+            raise ValueError(f"expected a status of {', '.join(get_args(Status))}; got {read['status']}")
+        read["reason"] = shown(values.get("reason", ""))  # what a library said, in its lines
+        read["metrics"] = {text(name): number(value) for name, value in values.get("metrics", {}).items()}
+        return cls(**{**values, **read})
+
 
 @dataclass(frozen=True)
 class VerifyReport:
@@ -132,8 +143,8 @@ class VerifyReport:
     def from_dict(cls, values: Mapping[str, Any]) -> VerifyReport:
         """Raises: BundleError for values of another form."""
         try:
-            return cls(tuple(VerifyRow(**row) for row in values["rows"]))
-        except (KeyError, TypeError) as error:
+            return cls(each(VerifyRow.from_dict, values["rows"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BundleError(f"A report has rows of {VerifyRow.__name__}; got {error!r}. Verify it again.") from error
 
 

@@ -55,9 +55,20 @@ class PcbReference:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> PcbReference:
-        """Raises: ValueError or TypeError for another content than `to_bytes` gives."""
-        return cls(**read_npz(content))
+    def from_bytes(cls, content: bytes, images: int) -> PcbReference:
+        """Raises: ValueError or TypeError for another content than `to_bytes` gives, or of another number of images."""
+        reference = cls(**read_npz(content))
+        reference.check(images)
+        return reference
+
+    def check(self, images: int) -> None:
+        """Raises: ValueError unless there is a count for each image, and so many boxes and logits."""
+        rows = len(self.boxes) if self.boxes.ndim else 0
+        logits = self.logits.shape[-1] if self.logits.ndim else 0
+        expected = {"counts": ((images,), "<i8"), "boxes": ((rows, 4), "<f4"), "logits": ((rows, logits), "<f4")}
+        came = {name: (array.shape, array.dtype.str) for name, array in vars(self).items()}
+        if came != expected or (self.counts < 0).any() or sum(self.counts.tolist()) != rows:
+            raise ValueError(f"{PCB_REFERENCE} must hold {expected}, and count each box once; got {came}.")
 
 
 def verify_calibration(bundle: Bundle, backend: str | None = None) -> list[VerifyRow]:
@@ -87,7 +98,7 @@ def _rows(bundle: Bundle, name: str) -> list[VerifyRow]:
 
 def _outcomes(bundle: Bundle, name: str) -> list[Outcome]:
     """The graph is given PyTorch's own boxes."""
-    pcb = PcbReference.from_bytes(bundle.read(PCB_REFERENCE))
+    pcb = PcbReference.from_bytes(bundle.read(PCB_REFERENCE), len(bundle.reference))
     reference, tolerance = bundle.reference, TOLERANCES["fp32"]
     calibrator = Calibrator(bundle, name)
     try:

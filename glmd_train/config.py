@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from glmd_runtime.errors import FrameError, UsageError
+from glmd_runtime.files.values import each, text
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import Intensity
 from glmd_train import documents
@@ -107,6 +108,7 @@ class ModelConfig(_Strict):
 
     @model_validator(mode="after")
     def _classes_differ(self) -> ModelConfig:
+        each(text, self.class_names)  # as its bundle will
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class_names must differ from each other; got {self.class_names}")
         return self

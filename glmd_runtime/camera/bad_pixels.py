@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import FrameError, UsageError
+from glmd_runtime.files.values import in_utf8
 
 OUTLYING = 8.0  # standard deviations of the sensor's noise from its neighbours
 SPREAD = 0.25  # of what a point of light has more than the picture around, a lens gives its neighbours more than this
@@ -63,7 +64,7 @@ def read_bad_pixels(path: str | Path) -> NDArray[np.bool_]:
     """
     path = Path(path)
     picture = None
-    if path.is_file() and path.suffix.lower() not in LOSSY:
+    if path.is_file() and path.suffix.lower() not in LOSSY and in_utf8(str(path)):
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # opacity is left out
     if picture is None:
         raise UsageError(

@@ -29,13 +29,13 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """A file's content. Raises: OSError; ValueError for more than `most` bytes, of which no more are read."""
-    content = b""
+    content = bytearray()  # as bytes, every block would be copied once more for each that follows
     with path.open("rb") as file:
         while block := file.read(_BLOCK):  # of all at once, Python would first make room for the most
             content += block
             if len(content) > most:
                 raise ValueError(f"it has more than {most} bytes")
-    return content
+    return bytes(content)
 
 
 def _refuse(constant: str) -> None:

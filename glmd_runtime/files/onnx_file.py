@@ -2,7 +2,8 @@
 
 ONNX can leave tensors in other files, which it names by path: a library that is given such a model reads whatever is
 there. Bundles have none, so a model that names a file is refused before any library sees it. It is read here as what it
-is, protobuf, since the device has no onnx.
+is, protobuf, since the device has no onnx. Libraries differ in what they make of protobuf that no serialiser writes:
+what one may read in another way than is done here is refused, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _INSIDE: dict[str, dict[int, str]] = {
 }
 _EXTERNAL = (13, 14)  # fields of a tensor: what it names, and that it does
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types; groups are not ONNX's
+_LONGEST, _SHORT = 10, 5  # bytes of a number, and of tags and lengths, of which protobuf reads no more
 
 
 def check_onnx(content: bytes, path: Path) -> None:
@@ -56,12 +58,14 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """(number, value) of each field: a whole number, or bytes; of fixed-size numbers 0, for none of them matters."""
     at = 0
     while at < len(message):
-        tag, at = _varint(message, at)
+        tag, at = _varint(message, at, _SHORT)
+        if not 8 <= tag < 1 << 32:  # protobuf in C++ drops the bits above, and ends a message at a field 0
+            raise ValueError(f"a field of the number {tag >> 3}")
         wire, value = tag & 7, 0
         if wire == _VARINT:
             value, at = _varint(message, at)
         elif wire == _BYTES:
-            length, at = _varint(message, at)
+            length, at = _varint(message, at, _SHORT)
             yield tag >> 3, message[at : at + length]
             at += length
         elif wire in (_FIXED64, _FIXED32):
@@ -74,14 +78,14 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             yield tag >> 3, value
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _varint(message: memoryview, at: int, most: int = _LONGEST) -> tuple[int, int]:
     """(value, where the next thing begins)"""
     value = 0
-    for place in range(10):
+    for place in range(most):
         if at + place >= len(message):
             raise ValueError("it ends in the middle of a number")
         byte = message[at + place]
         value |= (byte & 127) << (7 * place)
         if byte < 128:
             return value, at + place + 1
-    raise ValueError("a number of more than ten bytes")
+    raise ValueError(f"a number of more than {most} bytes")

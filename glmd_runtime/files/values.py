@@ -9,8 +9,12 @@ import math
 import reprlib
 from collections.abc import Callable
 from typing import Any, TypeVar
+from unicodedata import category
 
 _T = TypeVar("_T")
+# Categories of Unicode: control characters, which a terminal obeys; half a character, which is none in UTF-8 and of
+# which OpenCV dies; ends of lines and paragraphs.
+_NEVER_SHOWN = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def number(value: Any, low: float = -math.inf, high: float = math.inf) -> float:
@@ -30,9 +34,20 @@ def whole(value: Any, low: int = 0, high: int = 2**31 - 1) -> int:
 
 
 def text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected a text; got {reprlib.repr(value)}")
-    return value
+    """A text of one line that can be written in UTF-8, and shown anywhere."""
+    if isinstance(value, str) and value == shown(value):
+        return value
+    raise ValueError(f"expected a text without control characters; got {reprlib.repr(value)}")
+
+
+def shown(value: str) -> str:
+    """Any text as one that `text` takes, with a question mark for each character that it would refuse."""
+    return "".join("?" if category(character) in _NEVER_SHOWN else character for character in value)
+
+
+def in_utf8(name: str) -> bool:
+    """Whether a name, of a file too, can be written in UTF-8: of another one OpenCV dies."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def each(read: Callable[..., _T], values: Any, **limits: Any) -> tuple[_T, ...]:

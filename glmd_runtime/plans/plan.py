@@ -18,6 +18,7 @@ from platformdirs import user_cache_path
 from glmd_runtime.errors import BundleError, UnsupportedError
 from glmd_runtime.files.documents import parse_json, read_bytes
 from glmd_runtime.files.plain import sha256_of
+from glmd_runtime.files.values import number, text
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 
@@ -51,7 +52,8 @@ class PlanRecord:
         path = record_path(plan)
         try:
             values = parse_json(read(path))
-            record = cls(**{field.name: values[field.name] for field in fields(cls)})
+            texts = {field.name: text(values[field.name]) for field in fields(cls) if field.name != "seconds"}
+            record = cls(**texts, seconds=number(values["seconds"]))
             if record.library not in LIBRARIES:
                 raise ValueError(f"the library {record.library!r}")
             return record

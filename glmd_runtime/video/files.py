@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import SourceError, UsageError
+from glmd_runtime.files.values import in_utf8
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.address import parse_address, redacted
 from glmd_runtime.video.decoding import CONTAINERS, check_counts, import_av, to_array
@@ -95,15 +96,16 @@ def _clip(name: str, files: list[Path], fps: float, radiometry: Radiometry | Non
 
 
 def _pages(path: Path) -> int:
-    return max(1, cv2.imcount(str(path), cv2.IMREAD_UNCHANGED)) if path.suffix.lower() in (".tif", ".tiff") else 1
+    return max(1, cv2.imcount(_name(path), cv2.IMREAD_UNCHANGED)) if path.suffix.lower() in (".tif", ".tiff") else 1
 
 
 def read_picture(path: Path, page: int = 0) -> NDArray[Any]:
     """One picture file as a camera array: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped."""
+    name = _name(path)
     if page:
-        picture = next(iter(cv2.imreadmulti(str(path), start=page, count=1, flags=cv2.IMREAD_UNCHANGED)[1]), None)
+        picture = next(iter(cv2.imreadmulti(name, start=page, count=1, flags=cv2.IMREAD_UNCHANGED)[1]), None)
     else:
-        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        picture = cv2.imread(name, cv2.IMREAD_UNCHANGED)
     if picture is None:
         raise SourceError(f"{path} cannot be read as a picture. Is it damaged, or named like one by mistake?")
     if picture.ndim == 3 and picture.shape[2] == 4:
@@ -114,6 +116,13 @@ def read_picture(path: Path, page: int = 0) -> NDArray[Any]:
         f"A picture must be grey with 8 or 16 bits, or colour with 8; {path} is {picture.shape} {picture.dtype}. "
         "Convert it, raw thermal counts to 16-bit grey."
     )
+
+
+def _name(path: Path) -> str:
+    """As OpenCV takes it. Raises: SourceError for one of which it dies."""
+    if not in_utf8(str(path)):
+        raise SourceError(f"A picture's name must be UTF-8; got {str(path)!r}. Rename it.")
+    return str(path)
 
 
 def _pictures(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,7 @@ from glmd_runtime.video.frame import Frame
 # What a camera array is called in PyAV, and in FFV1.
 _PIX_FMTS = {(2, "uint8"): ("gray", "gray"), (2, "uint16"): ("gray16le", "gray16le"), (3, "uint8"): ("bgr24", "bgr0")}
 _TICKS = 1000  # a second: Matroska's own unit
+MOST_LINE, MOST_LINES = 1000, 256 << 20  # bytes of a line, and of all of a recording: a day at 30 Hz
 _OPEN_MS = 500  # of video may be lost to a crash: what FFmpeg gathers before it writes
 
 
@@ -36,7 +38,7 @@ def side_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.jsonl")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions of them
 class Note:
     """What is known of one frame: index and time as in `Frame`, wall in seconds since 1970, and its radiometry."""
 
@@ -62,9 +64,8 @@ class Note:
 def read_notes(path: Path) -> list[Note]:
     """The lines of the recording `path`; a last one that a crash cut short is left out. Raises: SourceError."""
     file = side_file(path)
-    *lines, _ = file.read_bytes().split(b"\n")
     try:
-        return [Note.of(line.decode()) for line in lines]
+        return [Note.of(line.decode()) for line in _lines(file)]
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(
             f"{file} must hold a recording's lines; got {error!r}. Restore it, or move it away to read {path.name} as "
@@ -72,11 +73,26 @@ def read_notes(path: Path) -> list[Note]:
         ) from error
 
 
+def _lines(file: Path) -> Iterator[bytes]:
+    """Its whole lines, of which one is held at a time. Raises: ValueError beyond the limits."""
+    read = 0
+    with file.open("rb") as stream:
+        while line := stream.readline(MOST_LINE):
+            read += len(line)
+            if read > MOST_LINES:
+                raise ValueError(f"more than {MOST_LINES} bytes")
+            if len(line) == MOST_LINE and not line.endswith(b"\n"):
+                raise ValueError(f"a line of {MOST_LINE} bytes or more")
+            if line.endswith(b"\n"):
+                yield line
+
+
 class Recorder:
     """Writes frames so that `open_source(path)` gives them again: pictures, index, time and radiometry.
 
-    Nothing is overwritten, and a container holds pictures of one size and type: where the name is taken, or a camera
-    changes, it goes on in NAME-2.mkv, NAME-3.mkv ... What was written before a crash can be read.
+    Nothing is overwritten, and a container holds pictures of one size and type, for a day at 30 Hz: where the name is
+    taken, a camera changes, or its lines are many, it goes on in NAME-2.mkv, NAME-3.mkv ... What was written before a
+    crash can be read.
 
     Args: path ending in .mkv; fps, that players are told.
     """
@@ -97,7 +113,7 @@ class Recorder:
         """
         kind = _kind(frame)
         try:
-            if self._part is None or self._part.kind != kind:
+            if self._part is None or self._part.kind != kind or self._part.full:
                 self.close()
                 self.paths.append(self._free_path())
                 self._part = _Part(self.paths[-1], self.fps, kind)
@@ -160,7 +176,7 @@ class _Part:
     def __init__(self, path: Path, fps: float, kind: tuple[tuple[int, ...], str]) -> None:
         self.kind = kind
         self._array, pix_fmt = _PIX_FMTS[len(kind[0]), kind[1]]
-        self._last = -1
+        self._last, self._written = -1, 0
         options = {"cluster_time_limit": str(_OPEN_MS), "flush_packets": "1"}
         av = import_av()
         with ExitStack() as stack:
@@ -182,8 +198,13 @@ class _Part:
         picture.pts, picture.time_base = self._last, Fraction(1, _TICKS)
         self._container.mux(self._stream.encode(picture))
         wall = time() - (monotonic() - frame.captured)
-        self._lines.write(Note(frame.index, frame.time, wall, frame.radiometry).to_line())
+        self._written += self._lines.write(Note(frame.index, frame.time, wall, frame.radiometry).to_line())
         self._lines.flush()
+
+    @property
+    def full(self) -> bool:
+        """Whether another line may be more than `read_notes` reads."""
+        return self._written > MOST_LINES - MOST_LINE
 
     def close(self) -> None:
         with self._stack:

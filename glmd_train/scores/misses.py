@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from glmd_runtime.boxes import area, iou
 from glmd_runtime.detections import Detections
 from glmd_runtime.draw import DARK, FONT, Picture
+from glmd_runtime.files.values import shown
 from glmd_runtime.thermal import Intensity
 from glmd_train.data.coco import Record
 from glmd_train.evaluate import RECALL_SCORE, match_greedily
@@ -207,8 +208,8 @@ def _write(
     scale: float = FONT_SCALE,
 ) -> None:
     """One line of text, its baseline at `at`, cut to `width` pixels."""
-    shown = text
-    while cv2.getTextSize(shown, FONT, scale, 1)[0][0] > width:
+    text = cut = shown(text)
+    while cv2.getTextSize(cut, FONT, scale, 1)[0][0] > width:
         text = text[:-1]
-        shown = text + "..."
-    cv2.putText(picture, shown, at, FONT, scale, colour, 1, cv2.LINE_AA)
+        cut = text + "..."
+    cv2.putText(picture, cut, at, FONT, scale, colour, 1, cv2.LINE_AA)

@@ -22,6 +22,7 @@ from glmd_runtime import Detector
 from glmd_runtime.bundle import MANIFEST, SEAL, Bundle, check_target, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, UsageError
+from glmd_runtime.verify import verify_bundle
 from tests import tiny
 
 
@@ -132,10 +133,15 @@ def test_a_manifest_of_another_form(own_bundle: Path, change: Callable[[dict[str
 @pytest.mark.parametrize(
     ("keys", "value", "says"),
     [
-        (("name",), 5, "expected a text; got 5"),
+        (("name",), 5, "expected a text without control characters; got 5"),
         (("class_names",), "ab", "expected a list; got 'ab'"),
         (("class_names",), ["person", {}], "expected a text"),
         (("class_names",), ["person"], "the graph must have"),
+        (("class_names",), ["a\ud800", "car"], r"expected a text.*ud800"),
+        (("class_names",), ["person", "\x1b]0;mine\x07"], "expected a text"),
+        (("class_names",), ["person", "two\nlines"], "expected a text"),
+        (("name",), "\x1b[31mtiny", "expected a text"),
+        (("name",), "tiny\u2028", "expected a text"),
         (("engines",), {}, "names no engine"),
         (("engines", "model.onnx"), ["fp32"], "expected a text"),
         (("preprocess", "size_hw"), [64, 2**31], "whole number in 1..8192; got 2147483648"),
@@ -170,6 +176,12 @@ def test_a_value_that_nothing_behind_it_expects(own_bundle: Path, keys: tuple[st
     reseal(own_bundle, change)
     with pytest.raises(BundleError, match=f"manifest.json has a value of another form: .*{says}"):
         open_bundle(own_bundle)
+
+
+def test_names_in_any_script(own_bundle: Path) -> None:
+    names = ["Fußgänger", "車 \U0001f697"]
+    reseal(own_bundle, lambda values: values.update(class_names=names))
+    assert open_bundle(own_bundle).manifest.class_names == tuple(names)
 
 
 @pytest.mark.parametrize("digest", [5, None, [], "", "0"])
@@ -439,8 +451,57 @@ def test_a_reference_that_is_a_trap(trap: str, tmp_path: Path) -> None:
         _ = bundle.reference
 
 
+ARRAYS = {name: getattr(tiny.reference(), name) for name in ("images", "valid_hw", "boxes", "scores", "valid")}
+ODD_REFERENCES: dict[str, tuple[dict[str, Any], str]] = {
+    "images of another rank": ({"images": np.zeros(4, "f4")}, "were expected"),
+    "images that are one number": ({"images": np.float32(1)}, "unsized"),
+    "images of another size": ({"images": np.zeros((4, 1, 64, 81), "f4")}, "were expected"),
+    "no images": ({name: array[:0] for name, array in ARRAYS.items()}, "a frame or more .* got 0"),
+    "fewer sizes than images": ({"valid_hw": ARRAYS["valid_hw"][:1]}, "were expected"),
+    "fewer answers than images": ({"scores": ARRAYS["scores"][:3]}, "were expected"),
+    "one class more": ({"scores": np.zeros((4, 4, 3), "f4")}, "were expected"),
+    "doubles": ({"boxes": ARRAYS["boxes"].astype("f8")}, "were expected"),
+    "another byte order": ({"boxes": ARRAYS["boxes"].astype(">f4")}, "were expected"),
+    "texts": ({"boxes": np.array(["x"] * 4)}, "were expected"),
+    "dates": ({"scores": np.array(["2020"] * 4, "M8[s]")}, "were expected"),
+    "features, which the graph does not give": ({"features": np.zeros((4, 4, 6), "f4")}, "were expected"),
+    "a frame of floats": ({"frame1": np.zeros((4, 4), "f4")}, "frame1 is no frame"),
+    "a frame of seven colours": ({"frame3": np.zeros((2, 2, 7), "u1")}, "frame3 is no frame"),
+    "sizes without end": ({"valid_hw": np.full((4, 2), np.inf, "f4")}, "outside of the images"),
+    "sizes that are no numbers": ({"valid_hw": np.full((4, 2), np.nan, "f4")}, "outside of the images"),
+    "sizes of nothing": ({"valid_hw": np.zeros((4, 2), "f4")}, "outside of the images"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_REFERENCES)
+def test_a_reference_of_another_graph(odd: str, tmp_path: Path) -> None:
+    """Sealed by somebody who knows how."""
+    changes, message = ODD_REFERENCES[odd]
+    frames = {f"frame{i}": frame for i, frame in enumerate(tiny.frames())}
+    content = npz(**{name: npy(array) for name, array in {**ARRAYS, **frames, **changes}.items()})
+    bundle = sealed(tmp_path / "t.glmd", reference_npz=content)
+    with pytest.raises(BundleError, match=rf"reference\.npz holds no reference: .*{message}.*again\.$"):
+        verify_bundle(bundle)
+
+
 @pytest.mark.parametrize("report", [b"[", b"[" * 100_000, b"[1]", b"{}", b'{"rows": [{}]}', b'{"rows": 1}'])
 def test_a_report_that_is_none(report: bytes, tmp_path: Path) -> None:
     path = sealed(tmp_path / "t.glmd", verify_json=report).path
     with pytest.raises(BundleError, match=r"holds no report|A report has rows"):
+        Detector(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("status", []), ("status", {}), ("status", "fine"), ("status", None), ("engine", []), ("backend", 5),
+        ("precision", "fp32\x1b[2J"), ("stage", ["raw"]), ("reason", 5), ("metrics", "x"), ("metrics", [1]),
+        ("metrics", {"error": "1"}), ("metrics", {"error": []}), ("metrics", {"error": True}), ("surprise", 1),
+    ],
+)
+def test_a_report_with_a_row_of_another_form(key: str, value: Any, tmp_path: Path) -> None:
+    rows = tiny.report().to_dict()["rows"]
+    report = json.dumps({"rows": [{**row, key: value} for row in rows]}).encode()
+    path = sealed(tmp_path / "t.glmd", verify_json=report).path
+    with pytest.raises(BundleError, match=r"A report has rows of VerifyRow; got .*Verify it again\.$"):
         Detector(path)

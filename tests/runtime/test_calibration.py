@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -253,6 +255,24 @@ def test_verification_passes_what_is_right_and_fails_what_is_not(bundle: Path, t
         tmp_path / "broken.glmd", **{"pcb_reference.npz": reference_of(bundle), "pcb.onnx": b"no graph"}
     )
     assert all("is no ONNX model" in row.reason for row in verify_calibration(broken, names[0]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counts": np.array([1])}, {"counts": np.array([2, -1, 0, 0])}, {"counts": np.array([1, 1, 1, 1])},
+        {"counts": np.array([2**63 - 1, 2**63 - 1, 2, 1])}, {"counts": np.ones(4)}, {"counts": np.int64(1)},
+        {"boxes": np.zeros((1, 5), "f4")}, {"boxes": np.float32(1)}, {"boxes": np.zeros((1, 4), "f8")},
+        {"logits": np.zeros((2, 3), "f4")}, {"logits": np.zeros(1, "f4")}, {"logits": np.array(["x"])},
+    ],
+)
+def test_pcb_answers_of_another_form(changes: dict[str, Any], bundle: Path, tmp_path: Path) -> None:
+    """Sealed by somebody who knows how; one box and its logits, of the first of four images, is the right form."""
+    right = {"counts": np.array([1, 0, 0, 0]), "boxes": np.zeros((1, 4), "f4"), "logits": np.zeros((1, 3), "f4")}
+    PcbReference.from_bytes(PcbReference(**right).to_bytes(), 4)
+    odd = pcb_bundle(tmp_path / "odd.glmd", **{"pcb_reference.npz": PcbReference(**{**right, **changes}).to_bytes()})
+    for row in verify_calibration(odd, cpu_backends()[0]):
+        assert row.status == "failed" and re.search(r"must hold .*, and count each box once; got .*again$", row.reason)
 
 
 def test_a_bundle_without_pcb_has_nothing_to_verify(tmp_path: Path) -> None:

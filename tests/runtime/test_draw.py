@@ -77,6 +77,23 @@ def test_labels_say_what_is_known(columns: dict[str, Any], texts: list[str]) -> 
     assert bool(columns) == bool((plain != told).any())
 
 
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("a\ud800", "a?"),  # half a character, of which OpenCV dies
+        ("\udcff.png", "?.png"),
+        ("\x1b]0;mine\x07", "?]0;mine?"),
+        ("two\nlines\r\0\x85\u2028", "two?lines????"),
+        ("élan \U0001f600", "élan \U0001f600"),
+        ("", ""),
+    ],
+)
+def test_any_name_is_drawn(name: str, drawn: str) -> None:
+    found = replace(detections((400, 400, 440, 440)), class_names=(name,))
+    assert label_text(found, 0) == f"{drawn}  0.90"
+    assert (draw(np.full((1000, 1000), 90, np.uint8), found) != 90).any()
+
+
 def test_a_crowd_is_drawn() -> None:
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 300, (100, 2))

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glmd_runtime import engines
+from glmd_runtime import backends, engines
+from glmd_runtime.backends.base import Tensors
+from glmd_runtime.backends.fake import FakeBackend
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.engines import build_plan, open_engine
 from glmd_runtime.errors import BundleError, GlmdError, ParityError, PrecisionError, UnsupportedError, UsageError
@@ -382,6 +384,40 @@ def test_a_record_names_no_other_library(bundle: Bundle, gpu: FakeGpu) -> None:
     [entry] = cached_engines()
     edit_record(entry.folder / "model.engine.json", library="antigravity")
     assert [one.stale for one in cached_engines()] == ["its record cannot be read"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("version", []), ("sha256", 5), ("capability", None), ("precision", {}), ("plugin", "a\n"), ("seconds", "1")],
+)
+def test_a_record_of_another_form(key: str, value: object, bundle: Bundle, gpu: FakeGpu) -> None:
+    check_answers(bundle)
+    [entry] = cached_engines()
+    edit_record(entry.folder / "model.engine.json", **{key: value})
+    assert [one.stale for one in cached_engines()] == ["its record cannot be read"]
+    with pytest.raises(BundleError, match=r"runs only with its record .*; got ValueError.*Build it again"):
+        PlanRecord.read(entry.folder / "model.engine")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_engine_whose_check_ends_in_any_way_is_closed(
+    error: type[BaseException], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine(FakeBackend):
+        closed = 0
+
+        def run(self, inputs: Tensors) -> Tensors:
+            raise error
+
+        def close(self) -> None:
+            self.closed += 1
+
+    engine = Engine(bundle.manifest.graph, [[]])
+    monkeypatch.setattr(backends, "require", lambda name: None)
+    monkeypatch.setattr(backends, "load", lambda *_: engine)
+    with pytest.raises(error):
+        open_engine(bundle, models.HALF, "tensorrt_rtx")
+    assert engine.closed == 1
 
 
 def test_an_absent_library(onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

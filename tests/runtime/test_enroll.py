@@ -297,6 +297,8 @@ FRAME, BOX = picture(PLACES[0]), box(PLACES[0])
     [
         (lambda d: d.enroll("car", [FRAME], [BOX]), "other than person, car"),
         (lambda d: d.enroll(" ", [FRAME], [BOX]), "needs a name"),
+        (lambda d: d.enroll("fox\n", [FRAME], [BOX]), "without control characters"),
+        (lambda d: d.enroll("\ud800", [FRAME], [BOX]), "without control characters"),
         (lambda d: d.enroll("fox", [], []), "one frame or more"),
         (lambda d: d.enroll("fox", [FRAME, FRAME], [BOX]), "2 frames"),
         (lambda d: d.enroll("fox", [FRAME], [[]]), "got none"),

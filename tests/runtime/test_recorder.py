@@ -21,6 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from glmd_runtime.errors import FrameError, SourceError, UsageError
 from glmd_runtime.thermal import Radiometry
+from glmd_runtime.video import recording
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.recording import Recorder, read_notes
 from glmd_runtime.video.sources import open_source
@@ -116,6 +117,34 @@ def test_times_that_a_container_cannot_tell_apart(tmp_path: Path) -> None:
     frames = [Frame(COUNTS + i, i, i * 1e-5) for i in range(20)]
     record(tmp_path / "clip.mkv", frames)
     assert_same(list(open_source(tmp_path / "clip.mkv")), frames)
+
+
+def test_lines_without_end_are_not_read(tmp_path: Path) -> None:
+    record(tmp_path / "clip.mkv", [Frame(COUNTS, 0, 0.0)])
+    with (tmp_path / "clip.mkv.jsonl").open("ab") as lines:
+        lines.truncate(1 << 40)  # takes no room on the disk, and would take all of memory
+    with pytest.raises(SourceError, match=r"hold a recording's lines; got .*a line of 1000 bytes or more.*Restore it"):
+        open_source(tmp_path / "clip.mkv")
+
+
+def test_more_lines_than_a_recording_has_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path / "clip.mkv", [Frame(COUNTS, i, i / 10) for i in range(3)])
+    size = (tmp_path / "clip.mkv.jsonl").stat().st_size
+    monkeypatch.setattr(recording, "MOST_LINES", size)
+    assert len(read_notes(tmp_path / "clip.mkv")) == 3
+    monkeypatch.setattr(recording, "MOST_LINES", size - 1)
+    with pytest.raises(SourceError, match=rf"more than {size - 1} bytes"):
+        read_notes(tmp_path / "clip.mkv")
+
+
+def test_a_recording_of_many_lines_goes_on_in_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whatever is recorded can be read."""
+    frames = [Frame(COUNTS + i, i, i / 10) for i in range(5)]
+    line = len(recording.Note(0, 0.1, time.time()).to_line())
+    monkeypatch.setattr(recording, "MOST_LINES", recording.MOST_LINE + line + line // 2)
+    paths = record(tmp_path / "clip.mkv", frames)
+    assert [path.name for path in paths] == ["clip.mkv", "clip-2.mkv", "clip-3.mkv"]
+    assert_same([frame for path in paths for frame in open_source(path)], frames)
 
 
 def test_given_radiometry_goes_before_the_recorded(tmp_path: Path) -> None:

@@ -366,6 +366,15 @@ def test_a_damaged_picture(content: bytes, tmp_path: Path) -> None:
         open_source(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("name", ["\udcff.png", "\udcff.tiff"])
+def test_a_picture_whose_name_opencv_would_die_of(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "a.png", GREY)
+    (tmp_path / "a.png").rename(tmp_path / name)
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(SourceError, match=r"name must be UTF-8; got .*udcff.*Rename it"):
+            open_source(source)
+
+
 @pytest.mark.parametrize(
     ("name", "picture"),
     [("a.png", COLOUR.astype(np.uint16)), ("a.tiff", GREY.astype(np.float32))],

@@ -102,6 +102,12 @@ def test_no_mask(name: str, what: str, tmp_path: Path) -> None:
         read_bad_pixels(tmp_path / name)
 
 
+def test_a_mask_whose_name_opencv_would_die_of(tmp_path: Path) -> None:
+    (tmp_path / "\udcff.png").write_bytes(cv2.imencode(".png", np.zeros((9, 9), np.uint8))[1].tobytes())
+    with pytest.raises(UsageError, match="no such picture"):
+        read_bad_pixels(tmp_path / "\udcff.png")
+
+
 def test_masks_that_cannot_be() -> None:
     with pytest.raises(FrameError, match="must be"):
         BadPixels(np.zeros((4, 4), np.uint8))  # type: ignore[arg-type]

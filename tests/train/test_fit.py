@@ -71,6 +71,7 @@ def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Pa
         ("model.resnet={}", "belongs to the backbones"),
         ("model.strid=8", "Extra inputs"),
         ("model.class_names=[a, a]", "differ from each other"),
+        ('model.class_names=[a, "b\\n"]', "expected a text"),
         ("nonsense", "key=value"),
         ("weights=[", "not a YAML value"),
         ("model.in_channels=3", "must agree"),

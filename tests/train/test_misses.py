@@ -112,6 +112,12 @@ def test_a_box_at_the_edge_of_a_small_or_narrow_picture(tmp_path: Path) -> None:
     assert has(sheet[130:430], EXPECTED) and has(sheet[130:430], CAME)
 
 
+def test_names_that_opencv_would_die_of(drawn: Record) -> None:
+    odd = ("a\ud800", "b\n", *NAMES[2:])
+    misses = find_misses([drawn], [found([C], [0.9], [0])], odd)
+    assert draw_sheet(misses, "\udcff").shape == draw_sheet(misses, "title").shape
+
+
 def test_a_picture_that_is_gone_is_one_error(drawn: Record) -> None:
     misses = find_misses([drawn], [found([], [], [])], NAMES)
     drawn.path.write_bytes(b"gone")

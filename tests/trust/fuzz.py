@@ -26,23 +26,28 @@ FOUND = Path(tempfile.gettempdir()) / "glmd-fuzz"
 
 # Executions: of the short form, of the long one.
 RUNS = {
-    "manifest": (2000, 200_000), "yaml": (800, 200_000), "coco": (2000, 200_000), "yolo": (800, 200_000),
+    "manifest": (2000, 200_000), "verify": (2000, 200_000), "reference": (500, 20_000), "pcb_reference": (500, 20_000),
+    "record": (2000, 200_000), "yaml": (800, 200_000), "coco": (2000, 200_000), "yolo": (800, 200_000),
     "voc": (2000, 200_000), "labelme": (1000, 200_000), "ifsod": (1000, 200_000), "frames": (2000, 200_000),
-    "recording": (2000, 200_000), "uri": (2000, 200_000), "onnx_metadata": (500, 20_000), "checkpoint": (100, 20_000),
+    "recording": (2000, 200_000), "uri": (2000, 200_000), "onnx_metadata": (1000, 20_000), "checkpoint": (100, 20_000),
     "unpickler": (2000, 20_000),
 }
 READS = {
-    "manifest": "manifest.json of a sealed bundle: refused, or the bundle runs",
+    "manifest": "manifest.json of a sealed bundle: refused, or the bundle runs and its detections are drawn",
+    "verify": "verify.json of a sealed bundle: refused, or it says which engine may run",
+    "reference": "reference.npz of a sealed bundle: refused, or an engine can be compared with it",
+    "pcb_reference": "pcb_reference.npz of a sealed bundle: refused, or a classifier can be compared with it",
+    "record": "records beside TensorRT engines",
     "yaml": "configurations, ours and published ones",
     "coco": "COCO's labels",
     "yolo": "YOLO's labels",
     "voc": "Pascal VOC's labels",
     "labelme": "LabelMe's labels",
     "ifsod": "IFSOD's folder",
-    "frames": "arrays of any kind as frames: refused, or they give what a plain copy gives",
+    "frames": "arrays of any kind as frames: refused, or they give what a plain copy gives, and are drawn",
     "recording": "recordings, their lines and their container",
     "uri": "addresses of sources",
-    "onnx_metadata": "ONNX files, before an engine reads them",
+    "onnx_metadata": "ONNX files, before an engine reads them: no tensor in another file goes unseen",
     "checkpoint": "safetensors files and files of torch.save",
     "unpickler": "pickles of weights: nothing runs, as an audit hook sees",
 }

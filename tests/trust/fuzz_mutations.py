@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickletools
 import re
@@ -11,6 +12,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+
+import numpy as np
 
 Mutation = Callable[[bytes, Random], bytes]
 
@@ -38,9 +41,8 @@ class Target:
 PART = b"\x1e"  # between the files of an input that is several
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 0.5, -0.0, 1e-300, 1e308, float("nan"), float("inf"), -float("inf"), 255, 65536,
-    2**31, 2**63, 10**30, "", " ", "a", "0", "nan", "../x", "/", "x/../../y", "\0", "\ud800", "é", "a" * 300, [], {},
-    [0],
-    [[]], [1, 2], [1, 2, 3, 4], {"": 0}, {"a": {"b": []}}, [None], [[[[[[[[]]]]]]]],
+    2**31, 2**63, 10**30, "", " ", "a", "0", "nan", "../x", "/", "x/../../y", "\0", "\ud800", "a\x1b[2J", "a\nb", "é",
+    "a" * 300, [], {}, [0], [[]], [1, 2], [1, 2, 3, 4], {"": 0}, {"a": {"b": []}}, [None], [[[[[[[[]]]]]]]],
 )
 WORDS = (
     b"", b"0", b"1", b"-1", b"nan", b"inf", b"1e309", b"1e-320", b"9" * 30, b"null", b"~", b"true", b"[]", b"{}", b"''",
@@ -160,6 +162,54 @@ def _near(value: Any, rng: Random) -> Any:
     return rng.choice((str(value), list(value)[:-1], list(value) * 2))
 
 
+_KINDS = ("f4", ">f4", "f8", "f2", "i8", "u1", "u2", "?", "U2", "M8[s]", "c8")
+_NUMBERS = (0.0, -1.0, 1e30, -3e38, float("nan"), float("inf"), 1e-30, 63.5, 2.0**31)
+
+
+def arrays(data: bytes, rng: Random) -> bytes:
+    """A .npz file, one of its arrays or several left out, of another shape or type, doubled, or with odd numbers."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            found = dict(file)
+    except Exception:  # it raises whatever it stumbles over
+        return octets(data, rng)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        name = rng.choice([*found, "more"])
+        array = found.get(name, np.zeros(4, np.float32))
+        found[name] = rng.choice((_of_another_shape, _of_another_kind, _with_odd_numbers))(array, rng)
+        if rng.random() < 0.1:
+            del found[name]
+    buffer = io.BytesIO()
+    np.savez(buffer, **found)
+    return buffer.getvalue()
+
+
+def _of_another_shape(array: np.ndarray, rng: Random) -> np.ndarray:
+    rows = array if array.ndim else array[None]
+    return rng.choice((
+        rows[:0], rows[:1], rows[:-1], rows[..., :-1], rows[None], rows[0] if len(rows) else rows, rows.reshape(-1),
+        np.concatenate([rows, rows]), rows.T, np.asfortranarray(rows), np.asarray(5),
+    ))
+
+
+def _of_another_kind(array: np.ndarray, rng: Random) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        try:
+            return array.astype(rng.choice(_KINDS))
+        except (TypeError, ValueError):  # dates of texts, and the like
+            return array
+
+
+def _with_odd_numbers(array: np.ndarray, rng: Random) -> np.ndarray:
+    if array.dtype.kind not in "fiub" or not array.size:
+        return array
+    changed = array.copy()
+    places = [rng.randrange(array.size) for _ in range(rng.choice((1, 1, 4, array.size)))][:1000]
+    with np.errstate(all="ignore"):
+        changed.flat[places] = np.array([rng.choice(_NUMBERS) for _ in places]).astype(array.dtype)
+    return changed
+
+
 def operations(data: bytes, rng: Random) -> bytes:
     """A pickle, some of its operations left out, doubled, exchanged or replaced."""
     try:
@@ -221,6 +271,83 @@ def protobuf(new: Callable[[], Any]) -> Mutation:
         return bytes(message.SerializePartialToString())
 
     return mutated
+
+
+def either(*mutations: Mutation) -> Mutation:
+    """One of several, each as often."""
+    return lambda data, rng: rng.choice(mutations)(data, rng)
+
+
+def wire(data: bytes, rng: Random) -> bytes:
+    """A serialised message, one of its fields, or of a message inside it, written as no serialiser would write it."""
+    found = _fields(data)
+    if not found:
+        return octets(data, rng)
+    place = rng.randrange(len(found))
+    tag, value = found[place]
+    if tag & 7 == 2 and value and _fields(value) and rng.random() < 0.8:
+        found[place] = tag, wire(value, rng)
+        return b"".join(wire_field(*one) for one in found)
+    before, after = (b"".join(wire_field(*one) for one in part) for part in (found[:place], found[place + 1 :]))
+    return before + _odd_field(tag, value, rng) + after
+
+
+def _odd_field(tag: int, value: bytes, rng: Random) -> bytes:
+    """One field: its tag or length too large, too long, of another kind or wrong; doubled, split, in a group."""
+    high = 1 << rng.choice((29, 31, 32, 32, 32, 33, 34, 35, 63, 64))
+    cut = rng.randrange(len(value) + 1)
+    number = rng.choice((0, 1, 5, 7, 13, 14, 15, 20, 25, 2**29 - 1, 2**29))
+    odd = [
+        (tag | high, value), (tag & 7 | number << 3, value), (tag & ~7 | rng.randrange(8), value), (tag, value[:cut]),
+    ]
+    short = rng.choice((-1, 1, 1 << 31, 1 << 32, 1 << 63, 1 << 64))  # a length that is wrong
+    return rng.choice((
+        *(wire_field(*one) for one in odd), wire_field(tag | high, value) * 2,
+        wire_field(tag, value, tag_bytes=rng.choice((2, 5, 6, 9, 10, 11))),
+        wire_field(tag, value, length_bytes=rng.choice((2, 5, 6, 10, 11))),
+        _number(tag) + _number(max(0, len(value) + short)) + value,
+        wire_field(tag, value[:cut]) + wire_field(tag, value[cut:]), b"\0" + wire_field(tag, value),
+        _number(tag & ~7 | 3) + value + _number(tag & ~7 | 4), wire_field(tag, value) + _number(tag & ~7 | 4),
+    ))
+
+
+def _fields(data: bytes) -> list[tuple[int, bytes]]:
+    """(tag, content) of a message's fields, of numbers as they are written; none where it is no message."""
+    found, at = [], 0
+    try:
+        while at < len(data):
+            tag, at = _read_number(data, at)
+            _, end = _read_number(data, at) if tag & 7 in (0, 2) else (0, at + {1: 8, 5: 4}[tag & 7])
+            if tag & 7 == 2:
+                length, at = _read_number(data, at)
+                end = at + length
+            found.append((tag, data[at:end]))
+            at = end
+    except (IndexError, KeyError):
+        return []
+    return found if at == len(data) else []
+
+
+def _read_number(data: bytes, at: int) -> tuple[int, int]:
+    value, place = 0, 0
+    while data[at + place] > 127:
+        value |= (data[at + place] & 127) << 7 * place
+        place += 1
+    return value | data[at + place] << 7 * place, at + place + 1
+
+
+def wire_field(tag: int, value: bytes, tag_bytes: int = 1, length_bytes: int = 1) -> bytes:
+    """A field of protobuf, of which nothing need be as a serialiser writes it."""
+    return _number(tag, tag_bytes) + (_number(len(value), length_bytes) if tag & 7 == 2 else b"") + value
+
+
+def _number(value: int, least: int = 1) -> bytes:
+    """A number as protobuf writes it, filled up with zeros to `least` bytes."""
+    written = bytes([value & 127])
+    while value := value >> 7:
+        written = written[:-1] + bytes([written[-1] | 128, value & 127])
+    filled = written.ljust(least, b"\0")
+    return bytes(byte | 128 if place < len(filled) - 1 else byte for place, byte in enumerate(filled))
 
 
 def _change_message(message: Any, rng: Random) -> None:

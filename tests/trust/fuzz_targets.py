@@ -12,21 +12,23 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.trust import fuzz_training
+from tests.trust import fuzz_proofs, fuzz_training
 from tests.trust.fuzz_mutations import Target, joined, json_values, octets, parts, split, words
 
 
 def manifest(folder: Path) -> Target:
-    """manifest.json, sealed, so that nothing but its content can be wrong; what is not refused must run."""
+    """manifest.json, sealed, so that nothing but its content can be wrong; what is not refused is run and drawn."""
     from glmd_runtime.backends.fake import FakeBackend
     from glmd_runtime.bundle import MANIFEST, SEAL, open_bundle, write_bundle
     from glmd_runtime.camera.looks import Statistics
     from glmd_runtime.detector import Detector
+    from glmd_runtime.draw import draw
     from glmd_runtime.thermal import Intensity
     from glmd_runtime.tuned import TunedSpec, this_machine
     from tests import tiny
@@ -45,16 +47,20 @@ def manifest(folder: Path) -> Target:
         (path / SEAL).write_text(hashlib.sha256(data).hexdigest() + "\n")
         backend = FakeBackend(open_bundle(path).manifest.graph, [[((1, 1, 9, 9), 0, 0.9)]])
         with Detector(path, backend=backend, pcb=False) as detector:
-            json.dumps(detector.info())
-            detector.run(frame)
+            info = json.dumps(detector.info(), ensure_ascii=False)
+            assert "\x1b" not in info.encode().decode(), info  # half a character has no bytes
+            draw(frame, detector.run(frame))
 
-    return Target(run, [json.dumps({**plain, **variant}).encode() for variant in variants], json_values)
+    odd = [{"class_names": [name, "car"]} for name in _NAMES] + [{"name": name} for name in _NAMES]
+    seeds, hostile = ([json.dumps({**plain, **one}).encode() for one in several] for several in (variants, odd))
+    return Target(run, seeds, json_values, hostile)
 
 
 def frames(folder: Path) -> Target:
-    """Arrays of every kind into `preprocess` and `Detector.run`; what is accepted gives what a plain copy gives."""
+    """Arrays of every kind into `preprocess`, `Detector.run`, `draw`; accepted ones give what a plain copy gives."""
     from glmd_runtime.backends.fake import FakeBackend
     from glmd_runtime.detector import Detector
+    from glmd_runtime.draw import MIN_SIDE, draw
     from glmd_runtime.images import as_numpy
     from glmd_runtime.preprocess import PreprocessSpec, preprocess
     from glmd_runtime.thermal import MODES, Intensity
@@ -76,6 +82,8 @@ def frames(folder: Path) -> Target:
             found = detector.run(frame)
         assert np.isfinite(found.xyxy).all(), found
         assert (found.xyxy >= 0).all() and (found.xyxy <= [*geometry.frame_hw[::-1]] * 2).all(), found
+        picture = draw(plain, replace(found, class_names=[choices.of(_NAMES) for _ in found.class_names]))
+        assert picture.shape[2] == 3 and max(picture.shape) >= MIN_SIDE
 
     rng = np.random.default_rng(0)
     decisions = [rng.integers(0, 256, 64, np.uint8).tobytes() for _ in range(100)]
@@ -101,6 +109,7 @@ _DTYPES = (
 )
 _SIDES = (64, 80, 100, 90, 70, 0, 1, 2, 3, 5, 31, 129)
 _NUMBERS = (0.0, -5.0, 10.0, 1e30, -1e38, float("nan"), float("inf"), -float("inf"), 50.0, 0.5, 0.9, 1.0, 1e-30)
+_NAMES = ("person", "a\ud800", "\udcff", "two\nlines", "\0", "\x1b[31m", "", "é\U0001f600", "a" * 3000)
 _VIEWS: tuple[Callable[[Any], Any], ...] = (
     *(lambda a: a,) * 12, np.asfortranarray, lambda a: a.T, lambda a: a[::-1], lambda a: a[:, ::2],
     lambda a: a[..., ::-1], lambda a: np.broadcast_to(a[:1], a.shape), lambda a: a[1:-1, 1:-1],
@@ -249,5 +258,5 @@ def planted(folder: Path) -> Target:
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "manifest": manifest, "frames": frames, "recording": recording, "uri": uri, "planted": planted,
-    **fuzz_training.TARGETS,
+    **fuzz_proofs.TARGETS, **fuzz_training.TARGETS,
 }

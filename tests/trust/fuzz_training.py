@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.trust.fuzz_mutations import (
     Target,
     after_first,
     attempt_all,
+    either,
     joined,
     json_values,
     operations,
@@ -22,6 +24,8 @@ from tests.trust.fuzz_mutations import (
     protobuf,
     safetensors,
     split,
+    wire,
+    wire_field,
     words,
 )
 
@@ -165,20 +169,66 @@ def labelme(folder: Path) -> Target:
 
 
 def onnx_metadata(folder: Path) -> Target:
-    """ONNX files as far as the project itself reads them, before any engine does."""
+    """ONNX files as far as the project itself reads them, before any engine does.
+
+    What `check_onnx` lets pass has no tensor in another file, neither to onnx's reader in Python nor to that in C++.
+    """
     import onnx
 
     from glmd_export.lint import lint
+    from glmd_runtime.files.onnx_file import check_onnx
     from tests import tiny
 
     path = folder / "model.onnx"
     named = tiny.model().replace(b"edges4", b"deltas")
 
+    def check(data: bytes) -> None:
+        check_onnx(data, path)
+        for model in _readings(data):
+            assert not _names_files(model), model
+
     def run(data: bytes) -> None:
         path.write_bytes(data)
-        attempt_all(lambda: lint(path, "tensorrt"), lambda: lint(path, "tensorrt_rtx"))
+        attempt_all(lambda: lint(path, "tensorrt"), lambda: lint(path, "tensorrt_rtx"), lambda: check(data))
 
-    return Target(run, [tiny.model(), tiny.model(2), named], protobuf(onnx.ModelProto))
+    seeds = [tiny.model(), tiny.model(2), named]
+    return Target(run, seeds, either(protobuf(onnx.ModelProto), wire), _models_in_several_files())
+
+
+def _readings(data: bytes) -> Iterator[Any]:
+    """The model as Python's protobuf reads it, and as that of C++ does, which ONNX Runtime and OpenVINO have too."""
+    import onnx
+    from onnx.onnx_cpp2py_export.inliner import inline_local_functions
+
+    for read in (lambda: data, lambda: inline_local_functions(data, False)):  # which says again what it read
+        with suppress(Exception):  # of several kinds, for what is no model to it
+            yield onnx.ModelProto.FromString(read())
+
+
+def _names_files(message: Any) -> bool:
+    """Whether a message has a tensor in it that is in another file."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        return bool(message.data_location or message.external_data)
+    inside = [(field, value) for field, value in message.ListFields() if field.message_type]
+    return any(_names_files(one) for _, value in inside for one in (value if hasattr(value, "add") else [value]))
+
+
+def _models_in_several_files() -> list[bytes]:
+    """A weight, a constant and a sparse weight in another file, and a graph of which C++ alone knows that it is one."""
+    import onnx
+    from onnx import helper
+
+    from tests import tiny
+
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="w.bin")
+    models = [onnx.ModelProto.FromString(tiny.model()) for _ in range(3)]
+    models[0].graph.initializer.append(tensor)
+    models[1].graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
+    models[2].graph.sparse_initializer.add(values=tensor)
+    head = onnx.ModelProto(ir_version=8, opset_import=models[0].opset_import)
+    hidden = wire_field(7 << 3 | 2 | 1 << 32, models[0].graph.SerializeToString())
+    return [*(model.SerializeToString() for model in models), head.SerializeToString() + hidden]
 
 
 def checkpoint(folder: Path) -> Target:
