@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import SourceError, UsageError
+from glmd_runtime.files.plain import is_no_file
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.address import parse_address, redacted
 from glmd_runtime.video.decoding import CONTAINERS, check_counts, import_av, to_array
@@ -84,7 +86,7 @@ def _pattern(pattern: str) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and not is_no_file(path)
 
 
 def _clip(name: str, files: list[Path], fps: float, radiometry: Radiometry | None) -> Source:
@@ -95,15 +97,21 @@ def _clip(name: str, files: list[Path], fps: float, radiometry: Radiometry | Non
 
 
 def _pages(path: Path) -> int:
-    return max(1, cv2.imcount(str(path), cv2.IMREAD_UNCHANGED)) if path.suffix.lower() in (".tif", ".tiff") else 1
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 1
+    with _opencv(path):
+        return max(1, cv2.imcount(str(path), cv2.IMREAD_UNCHANGED))
 
 
 def read_picture(path: Path, page: int = 0) -> NDArray[Any]:
-    """One picture file as a camera array: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped."""
-    if page:
-        picture = next(iter(cv2.imreadmulti(str(path), start=page, count=1, flags=cv2.IMREAD_UNCHANGED)[1]), None)
-    else:
-        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    """One picture file as a camera array: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped.
+
+    Raises: SourceError for what is no file, no picture, or one of another kind or too large.
+    """
+    if is_no_file(path):
+        raise SourceError(f"A picture must be a file; {path} is a folder, a pipe or a device. Name a file.")
+    with _opencv(path):
+        picture = _decoded(path, page)
     if picture is None:
         raise SourceError(f"{path} cannot be read as a picture. Is it damaged, or named like one by mistake?")
     if picture.ndim == 3 and picture.shape[2] == 4:
@@ -114,6 +122,24 @@ def read_picture(path: Path, page: int = 0) -> NDArray[Any]:
         f"A picture must be grey with 8 or 16 bits, or colour with 8; {path} is {picture.shape} {picture.dtype}. "
         "Convert it, raw thermal counts to 16-bit grey."
     )
+
+
+def _decoded(path: Path, page: int) -> NDArray[Any] | None:
+    if page:
+        return next(iter(cv2.imreadmulti(str(path), start=page, count=1, flags=cv2.IMREAD_UNCHANGED)[1]), None)
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+@contextmanager
+def _opencv(path: Path) -> Iterator[None]:
+    """What OpenCV raises instead of giving no picture, as an error of ours: above all for sizes that are claimed."""
+    try:
+        yield
+    except cv2.error as error:
+        raise SourceError(
+            f"A picture must have at most 2**20 pixels a side and 2**30 in all, and fit into memory; of {path}, OpenCV "
+            f"says {error.err or error.func!r}. Is it damaged? Else make it smaller."
+        ) from error
 
 
 def _pictures(
