@@ -27,7 +27,7 @@ from glmd_train.config import ModelConfig
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.official.names import published_name
 from glmd_train.official.weights import check_told, from_official, is_official
-from glmd_train.state_dict import check_fit, describe, read_state_dict
+from glmd_train.state_dict import as_float, check_fit, describe, read_state_dict
 
 FORMAT = "glmd-checkpoint-1"
 # What a user gets without asking: few false alarms. Evaluation uses its own, lower threshold.
@@ -172,7 +172,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             contract = parse_json((file.metadata() or {}).get("glmd", "{}"))
-            weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a safetensors checkpoint, or is damaged: {error}") from error
     told = contract.get("format") if isinstance(contract, dict) else contract
@@ -181,6 +181,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} is not a checkpoint of this project: expected format {FORMAT!r} in its metadata, "
             f"got {reprlib.repr(told)}."
         )
+    weights = as_float(tensors, path)
     _check_finite(weights, path)
     return contract, weights
 

@@ -7,6 +7,7 @@ the light model's, or for a ResNet the published test settings.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from glmd_runtime.errors import CheckpointError, UsageError
+from glmd_runtime.files.documents import read_bytes
 from glmd_train.config import ModelConfig, NetworkConfig, PreprocessConfig, ResNetConfig, load_network_config
 from glmd_train.model.backbone import CUTS
 from glmd_train.model.resnet import BLOCKS
@@ -34,6 +36,11 @@ from glmd_train.torch_file import SAVE, read_torch
 
 _NESTED = ("model", "state_dict", "blobs")  # where training programs put the weights, beside optimizer and scheduler
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+_NUMBERS = frozenset({
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+})
+_NAMES_BYTES = 1 << 20  # of a file of class names
 
 
 @dataclass(frozen=True)
@@ -120,10 +127,14 @@ def _resnet(size: _Sizes) -> _Trunk:
         raise CheckpointError(f"{size.path} has a ResNet of {counts} blocks; expected one of {sorted(names)}.")
     width = size("backbone.blocks.0.0.conv1.conv.weight", 0)
     groups = max(1, width // max(1, size("backbone.blocks.0.0.conv2.conv.weight", 1)))
-    config = ResNetConfig(
-        stem_channels=size("backbone.stem.conv.weight", 0), groups=groups, width_per_group=width // groups,
-        res2_channels=size("backbone.blocks.0.0.conv3.conv.weight", 0),
-    )
+    sizes = {
+        "stem_channels": size("backbone.stem.conv.weight", 0), "groups": groups, "width_per_group": width // groups,
+        "res2_channels": size("backbone.blocks.0.0.conv3.conv.weight", 0),
+    }
+    try:
+        config = ResNetConfig(**sizes)
+    except ValidationError as error:
+        raise CheckpointError(f"{size.path} has a ResNet of {sizes}; expected sizes of 1 to 4096.") from error
     return names[counts], config, 16, size("backbone.stem.conv.weight", 1)
 
 
@@ -153,15 +164,52 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises: CheckpointError if the file is damaged, holds no weights, or holds objects that loading would execute.
     """
     content = _load_arrays(path) if path.suffix == ".pkl" else read_torch(path)
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a state dict. {SAVE}")
-    inner = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
-    weights = {str(key): value.float() for key, value in inner.items() if isinstance(value, Tensor)}
+    content = _items(content)
+    inner = next((_items(content[key]) for key in _NESTED if isinstance(content.get(key), dict)), content)
+    weights = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
     if not weights:
         raise CheckpointError(f"{path} holds no weights, only {[str(key) for key in inner][:5]}. {SAVE}")
+    weights = as_float(weights, path)
     while wrapper := next((w for w in _WRAPPERS if all(key.startswith(w) for key in weights)), None):
         weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
     return weights
+
+
+def _items(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The same as a plain dictionary: an OrderedDict in a file may have a number in the place of its `get`."""
+    return dict(dict.items(content))
+
+
+def as_float(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of a file as float32.
+
+    Raises: CheckpointError for one that is not an array of real numbers in memory, and for tensors that are larger than
+        the file, of which a few bytes can ask for any amount: by a stride of 0, by one tensor under many names, or by
+        one side of 0 beside a long one.
+    """
+    if other := [name for name, value in weights.items() if not _is_array(value)]:
+        raise CheckpointError(
+            f"{path} must hold dense tensors of real numbers on the CPU; {other[:3]} ({len(other)} of {len(weights)}) "
+            f"are none. {SAVE}"
+        )
+    size, most = sum(map(_bytes, weights.values())), path.stat().st_size
+    if size > most:
+        raise CheckpointError(
+            f"{path} has {most} bytes, but its tensors are {size}: they repeat what there is once. "
+            f"Expected each tensor with numbers of its own. {SAVE}"
+        )
+    return {name: torch.detach(value).float() for name, value in weights.items()}  # without what was set on the tensor
+
+
+def _is_array(value: Tensor) -> bool:
+    is_dense = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_nested
+    return is_dense and value.device.type == "cpu" and value.dtype in _NUMBERS
+
+
+def _bytes(value: Tensor) -> int:
+    return math.prod(max(1, side) for side in value.shape) * value.dtype.itemsize
 
 
 def _load_arrays(path: Path) -> dict[str, Any]:
@@ -178,7 +226,9 @@ def _as_tensors(value: Any) -> Any:
     """Arrays, also those in a dictionary, as tensors; other things as they are."""
     if isinstance(value, dict):
         return {key: _as_tensors(inner) for key, inner in value.items()}
-    return torch.from_numpy(value.astype(np.float32)) if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))  # the only order that torch knows
 
 
 def describe(weights: Mapping[str, Tensor], path: Path, config: Path | None, classes: Path | None) -> NetworkConfig:
@@ -265,15 +315,14 @@ def _published_settings(
 
 def has_affine(weights: Mapping[str, Tensor], layers: tuple[str, ...] = ("affine_rpn", "affine_rcnn")) -> bool:
     """Whether the affine layers do anything; detectron2's own detectors have none."""
-    identity = {"weight": 1.0, "bias": 0.0}
-    parts = {key.partition("."): value for key, value in weights.items()}
-    return any(bool((v != identity[part]).any()) for (layer, _, part), v in parts.items() if layer in layers)
+    identity = {f"{layer}.{part}": value for layer in layers for part, value in (("weight", 1.0), ("bias", 0.0))}
+    return any(bool((weights[key] != value).any()) for key, value in identity.items() if key in weights)
 
 
 def _read_names(classes: Path) -> tuple[str, ...]:
     try:
-        lines = classes.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(classes, _NAMES_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise UsageError(f"--classes expects a text file with one name a line; {classes}: {error}") from error
     return tuple(line.strip() for line in lines if line.strip())
 

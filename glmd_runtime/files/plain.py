@@ -1,4 +1,4 @@
-"""Files of a sealed directory, read as what they are: no links are followed, no more is read than there should be."""
+"""What is a file and what is not; those of a sealed directory: no links, no more is read than there should be."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ _BLOCK = 1 << 20  # bytes that are read at a time
 _AGAIN = "Export or copy the bundle again."
 # As far as the system has them: a link is refused, a pipe is not waited for, line ends stay.
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+
+
+def is_no_file(path: Path) -> bool:
+    """Whether there is something else than a file: a folder, or a pipe or device, for which a reader could wait.
+
+    False where there is nothing, a link that leads nowhere included: whoever opens it can say that it is lost.
+    """
+    return os.path.exists(path) and not os.path.isfile(path)  # unlike Path's, also for a name that can be none
 
 
 def plain_files(folder: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import SourceError, UsageError
+from glmd_runtime.files.plain import is_no_file
 from glmd_runtime.files.values import in_utf8
 from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.address import parse_address, redacted
@@ -85,7 +87,7 @@ def _pattern(pattern: str) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and not is_no_file(path)
 
 
 def _clip(name: str, files: list[Path], fps: float, radiometry: Radiometry | None) -> Source:
@@ -96,16 +98,21 @@ def _clip(name: str, files: list[Path], fps: float, radiometry: Radiometry | Non
 
 
 def _pages(path: Path) -> int:
-    return max(1, cv2.imcount(_name(path), cv2.IMREAD_UNCHANGED)) if path.suffix.lower() in (".tif", ".tiff") else 1
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return 1
+    with _opencv(path):
+        return max(1, cv2.imcount(_name(path), cv2.IMREAD_UNCHANGED))
 
 
 def read_picture(path: Path, page: int = 0) -> NDArray[Any]:
-    """One picture file as a camera array: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped."""
-    name = _name(path)
-    if page:
-        picture = next(iter(cv2.imreadmulti(name, start=page, count=1, flags=cv2.IMREAD_UNCHANGED)[1]), None)
-    else:
-        picture = cv2.imread(name, cv2.IMREAD_UNCHANGED)
+    """One picture file as a camera array: (H, W) uint8 or uint16, or (H, W, 3) uint8 BGR; alpha is dropped.
+
+    Raises: SourceError for what is no file, no picture, or one of another kind or too large.
+    """
+    if is_no_file(path):
+        raise SourceError(f"A picture must be a file; {path} is a folder, a pipe or a device. Name a file.")
+    with _opencv(path):
+        picture = _decoded(path, page)
     if picture is None:
         raise SourceError(f"{path} cannot be read as a picture. Is it damaged, or named like one by mistake?")
     if picture.ndim == 3 and picture.shape[2] == 4:
@@ -118,11 +125,29 @@ def read_picture(path: Path, page: int = 0) -> NDArray[Any]:
     )
 
 
+def _decoded(path: Path, page: int) -> NDArray[Any] | None:
+    if page:
+        return next(iter(cv2.imreadmulti(_name(path), start=page, count=1, flags=cv2.IMREAD_UNCHANGED)[1]), None)
+    return cv2.imread(_name(path), cv2.IMREAD_UNCHANGED)
+
+
 def _name(path: Path) -> str:
     """As OpenCV takes it. Raises: SourceError for one of which it dies."""
     if not in_utf8(str(path)):
         raise SourceError(f"A picture's name must be UTF-8; got {str(path)!r}. Rename it.")
     return str(path)
+
+
+@contextmanager
+def _opencv(path: Path) -> Iterator[None]:
+    """What OpenCV raises instead of giving no picture, as an error of ours: above all for sizes that are claimed."""
+    try:
+        yield
+    except cv2.error as error:
+        raise SourceError(
+            f"A picture must have at most 2**20 pixels a side and 2**30 in all, and fit into memory; of {path}, OpenCV "
+            f"says {error.err or error.func!r}. Is it damaged? Else make it smaller."
+        ) from error
 
 
 def _pictures(

@@ -1,7 +1,8 @@
 """A .pkl file of arrays by name, as detectron2 and Caffe2 publish weights, read without executing anything.
 
 A pickle is a program that calls what it names. Here it can name nothing but the stand-ins below: they keep what they
-are given, and the arrays are made of that afterwards. numpy itself is never called by the file.
+are given, and the arrays are made of that afterwards. numpy itself is never called by the file, and the stand-ins
+cannot be altered by it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import io
 import pickle
 import pickletools
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ class RefusedError(Exception):
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """The dictionary in a pickle of plain values and numpy arrays, those as arrays, nested dictionaries as they are.
+    """The dictionary in a pickle, and the dictionaries in that one: numpy arrays, texts, numbers and None by name.
 
-    Raises: CheckpointError if the file holds anything else, is damaged, or is larger than MAX_BYTES.
+    Whatever else they hold, such as lists and deeper dictionaries, has no meaning in a file of weights and is left out.
+    Raises: CheckpointError if the file names more than arrays, is damaged, or is larger than MAX_BYTES, or if its
+        arrays are larger than it is.
     """
     if path.stat().st_size > MAX_BYTES:
         size, most = path.stat().st_size >> 20, MAX_BYTES >> 20
@@ -45,7 +48,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         found = _Unpickler(io.BytesIO(content), encoding="latin1").load()  # Python 2 kept bytes in strings
         if not isinstance(found, dict):
             raise CheckpointError(f"{path} holds a {type(found).__name__}; expected arrays by name.")
-        return _with_arrays(found)
+        return _with_arrays(found, len(content))
     except RefusedError as error:
         raise CheckpointError(
             f"{path} names {error}; a file of weights holds arrays alone, and code is never executed. "
@@ -79,20 +82,24 @@ def _check_program(content: bytes) -> None:
 
 
 class _Array:
-    """What a pickle says of an array: (shape, dtype, column by column?, numbers)."""
+    """What a pickle says of an array: its shape, type, whether it goes column by column, and its numbers."""
 
-    state: tuple[Any, Any, Any, Any] | None = None
+    shape: Any = ()
+    dtype: Any = None
+    columns: Any = None
+    numbers: bytes | bytearray | str = b""
 
     def __setstate__(self, state: Any) -> None:
-        _, *self.state = state  # type: ignore[assignment]  # first a version
+        _, self.shape, self.dtype, self.columns, self.numbers = state  # first a version
+        if not isinstance(self.numbers, bytes | bytearray | str):  # of a number, bytes() would make as many zeros
+            raise ValueError("an array without numbers")
 
     def to_numpy(self) -> NDArray[Any]:
-        shape, dtype, columns, numbers = self.state or ((), None, None, None)
-        if not isinstance(dtype, _Dtype):
+        if not isinstance(self.dtype, _Dtype):
             raise ValueError("an array without a type")
-        raw = numbers.encode("latin1") if isinstance(numbers, str) else bytes(numbers)
-        flat = np.frombuffer(raw, np.dtype(dtype.order + dtype.kind))
-        return flat.reshape(shape, order="F" if columns else "C").copy()
+        raw = self.numbers.encode("latin1") if isinstance(self.numbers, str) else self.numbers
+        flat = np.frombuffer(raw, np.dtype(self.dtype.order + self.dtype.kind))
+        return flat.reshape(self.shape, order="F" if self.columns else "C").copy()
 
 
 class _Dtype:
@@ -133,14 +140,36 @@ def _no_bytes() -> bytes:
     return b""
 
 
+class _Names(dict[Any, Any]):
+    """A dictionary that kept its order before all did."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """What torch notes beside the weights (`_metadata`) is not needed."""
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """What a file may name and call. Of a plain function or class, a pickle could set attributes, for all to come."""
+
+    make: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedError("a change of what reads it")
+
+
 _NUMPY: Mapping[str, Callable[..., Any]] = {
     "multiarray._reconstruct": _empty, "multiarray.scalar": _scalar, "numeric._frombuffer": _from_buffer,
 }
-_STAND_INS: Mapping[str, Callable[..., Any]] = {
+_STAND_INS: Mapping[str, _StandIn] = {name: _StandIn(made) for name, made in {
     "numpy.ndarray": _Array, "numpy.dtype": _Dtype, "_codecs.encode": _encoded, "__builtin__.bytes": _no_bytes,
-    "collections.OrderedDict": OrderedDict,
+    "collections.OrderedDict": _Names,
     **{f"numpy.{core}.{name}": made for core in ("core", "_core") for name, made in _NUMPY.items()},  # numpy 1, 2
-}
+}.items()}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -150,11 +179,25 @@ class _Unpickler(pickle.Unpickler):
         return _STAND_INS[f"{module}.{name}"]
 
 
-def _with_arrays(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Stand-ins become arrays, one dictionary deep ("model", "blobs"): deeper ones have no meaning."""
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            value = {str(k): v.to_numpy() if isinstance(v, _Array) else v for k, v in value.items()}
-        found[str(key)] = value.to_numpy() if isinstance(value, _Array) else value
-    return found
+def _with_arrays(content: dict[Any, Any], most: int) -> dict[str, Any]:
+    """Arrays and plain values by name, one dictionary deep ("model", "blobs"); not more than `most` of either.
+
+    A name takes some bytes of a file, and a number too; only what is named again and again can be more than that.
+    """
+    levels = [content, *(value for value in content.values() if isinstance(value, dict))]
+    if sum(map(len, levels)) > most or sum(map(_size, levels)) > most:
+        raise ValueError("arrays of arrays")
+    nested = {str(key): _plain_values(value) for key, value in content.items() if isinstance(value, dict)}
+    return {**_plain_values(content), **nested}
+
+
+def _size(level: dict[Any, Any]) -> int:
+    return sum(len(value.numbers) for value in level.values() if isinstance(value, _Array))
+
+
+_PLAIN = (str, bytes, int, float, np.ndarray, type(None))
+
+
+def _plain_values(level: dict[Any, Any]) -> dict[str, Any]:
+    made = {str(key): value.to_numpy() if isinstance(value, _Array) else value for key, value in level.items()}
+    return {key: value for key, value in made.items() if isinstance(value, _PLAIN)}

@@ -46,7 +46,7 @@ def from_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name not in (_ANCHORS, _MEAN, _STD):
             ours[name] = value.flatten(1) if name.startswith(GATES) and value.ndim == 4 else value
     hidden = ours.get("rpn.conv.weight")
-    if hidden is not None and not any(key.startswith(_AFFINE) for key in ours):
+    if hidden is not None and hidden.ndim and not any(key.startswith(_AFFINE) for key in ours):
         shape = (1, len(hidden), 1, 1)
         ours |= {f"{layer}.weight": torch.ones(shape) for layer in _AFFINE}
         ours |= {f"{layer}.bias": torch.zeros(shape) for layer in _AFFINE}

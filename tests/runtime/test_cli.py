@@ -24,6 +24,7 @@ from tests import tiny
 from tests.conftest import skip_unless
 from tests.fakes import models
 from tests.fakes.gpu import FakeGpu
+from tests.runtime.test_sources import claiming
 
 ROOT = Path(__file__).parents[2]
 CLIP = "sim://air?seed=3&frames=3&size=80x64"
@@ -70,6 +71,14 @@ def test_run_writes_everything_that_was_asked_for(tiny_bundle: Path, tmp_path: P
     picture = cv2.imread(str(outputs[2]))
     assert picture is not None and picture.shape[1] >= 900
     assert sorted(outputs[0].parent.iterdir()) == sorted(outputs)
+
+
+def test_a_picture_that_claims_to_be_huge_is_one_line(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--engine", tiny_bundle, "--source", claiming(tmp_path / "a.png", 60_000), "--json", tmp_path / "a.jsonl")
+    code, _, said = call_here("run", *asked, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1 and "Traceback" not in said and "at most 2**20 pixels a side" in said
 
 
 def test_the_levels_of_opencvs_log_in_4_and_5(

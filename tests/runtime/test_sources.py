@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from glmd_runtime.thermal import Radiometry
 from glmd_runtime.video.address import redacted
 from glmd_runtime.video.decoding import import_av
 from glmd_runtime.video.files import files_of
-from glmd_runtime.video.sources import open_source
+from glmd_runtime.video.sources import open_source, read_picture
 from glmd_runtime.video.status import Status
 from tests.runtime.test_live import wait_until
 
@@ -134,6 +136,46 @@ def test_a_tiff_of_several_pages_is_a_clip(tmp_path: Path) -> None:
     with open_source(tmp_path / "clip.tiff") as source:
         assert source.frames == 3
         np.testing.assert_array_equal([f.image for f in source], pages)
+
+
+def claiming(path: Path, side: int) -> Path:
+    """A picture of COUNTS whose header says that it is square and so large."""
+    content = bytearray(save(path, COUNTS).read_bytes())
+    if path.suffix == ".png":
+        content[16:24] = struct.pack(">II", side, side)
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    else:  # the tags of a TIFF's width and height
+        for tag in (256, 257):
+            place = next(p for kind in (3, 4) if (p := content.find(struct.pack("<HHI", tag, kind, 1))) > 0)
+            content[place : place + 12] = struct.pack("<HHII", tag, 4, 1, side)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("name", "side"), [("a.png", 60_000), ("a.tif", 2_000_000)])
+def test_a_header_that_claims_more_pixels_than_there_can_be(name: str, side: int, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"at most 2\*\*20 pixels a side.*a\.\w+, OpenCV says.*Is it damaged\?"):
+        open_source(claiming(tmp_path / name, side))
+
+
+def test_pipes_among_pictures_are_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV would wait for somebody to write into one; a link that leads nowhere is said."""
+    opened, read = [], cv2.imread
+    files = lambda name, *how: opened.append(name) or (read(name, *how) if os.path.isfile(name) else None)  # noqa: E731
+    monkeypatch.setattr(cv2, "imread", files)
+    save(tmp_path / "b.png", COUNTS)
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "c.png").mkdir()
+    for uri in (tmp_path, f"{tmp_path}/*.png"):
+        with open_source(uri) as source:
+            assert source.frames == 1 and len(list(source)) == 1
+    for path in (tmp_path / "a.png", tmp_path / "c.png"):
+        with pytest.raises(SourceError, match="must be a file"):
+            read_picture(path)
+    assert set(opened) == {str(tmp_path / "b.png")}
+    (tmp_path / "d.png").symlink_to(tmp_path / "lost.png")
+    with open_source(tmp_path) as source, pytest.raises(SourceError, match=r"d\.png cannot be read as a picture"):
+        list(source)
 
 
 def test_rate_and_temperatures_of_pictures(tmp_path: Path) -> None:

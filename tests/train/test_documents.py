@@ -1,4 +1,4 @@
-"""YAML of others: plain values, within limits, and one kind of error for all else."""
+"""YAML and XML of others: plain values, within limits, and one kind of error for all else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from glmd_runtime.files.documents import read_json
 from glmd_train import documents
 from glmd_train.config import load_config
 from glmd_train.data.coco import read_coco
-from glmd_train.documents import parse_yaml
+from glmd_train.data.formats import read_labels, voc
+from glmd_train.documents import parse_xml, parse_yaml
 from glmd_train.official.configuration import is_published_yaml, translate
 
 
@@ -49,6 +50,32 @@ def test_what_is_no_plain_yaml(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a\.yaml is not valid YAML"):
         translate(tmp_path / "a.yaml")
     assert not is_published_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(("text", "says"), {
+    "<a>" * 200 + "</a>" * 200: "nested too deeply",
+    "<a>" * 300_000: "nested too deeply",
+    "<a><b></a>": "mismatched tag",
+    "": "no element found",
+    "<!DOCTYPE a><a/>": "document type",
+    '<?xml version="1.0" encoding="utf-77"?><a/>': "unknown encoding",
+}.items())
+def test_what_is_no_plain_xml(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_xml(text.encode())
+
+
+def test_xml_of_any_encoding_is_whole() -> None:
+    for encoding in ("utf-8", "utf-16"):
+        root = parse_xml("<a><b>é</b><c/></a>".encode(encoding))
+        assert root.tag == "a" and [(one.tag, one.text) for one in root] == [("b", "é"), ("c", None)]
+
+
+def test_a_label_in_xml_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voc, "XML_BYTES", 1000)
+    (tmp_path / "a.xml").write_text("<annotation>" + " " * 1000 + "</annotation>")
+    with pytest.raises(DatasetError, match=r"a\.xml .*it has more than 1000 bytes"):
+        read_labels(tmp_path / "a.xml", None)
 
 
 def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +21,9 @@ from PIL import Image
 from glmd_runtime.errors import DatasetError, UsageError
 from glmd_train.cli import main
 from glmd_train.data.coco import load_coco, parse_coco
-from glmd_train.data.formats import detect, read_labels
+from glmd_train.data.formats import convert, detect, read_labels
 from glmd_train.data.formats.labelme import _box
-from glmd_train.data.formats.pictures import PictureIndex
+from glmd_train.data.formats.pictures import PictureIndex, stored_hw
 
 H, W = 40, 80
 BOX = (10, 4, 30, 24)  # xyxy pixels, of a fox
@@ -388,6 +393,104 @@ def test_labels_that_say_the_stored_size_fit_a_turned_picture(tmp_path: Path) ->
     content, folder = read_labels(write(tmp_path / "a.xml", xml("a.jpg", (H, W))), tmp_path)
     (record,) = parse_coco(content, ("fox",), folder, tmp_path)
     assert record.read().shape[:2] == (H, W)
+
+
+def png(h: int, w: int) -> bytes:
+    """A header alone: of a few bytes, as large as it says."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
+    made = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])  # of the first Pillow warns, which may be an error
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", ["yolo", "voc", "coco"])
+def test_a_header_of_a_picture_larger_than_memory(form: str, side: int, tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.png").write_bytes(png(side, side))
+    name, content = {"yolo": ("a.txt", LINE), "voc": ("a.xml", xml()), "coco": ("a.json", coco("a.png"))}[form]
+    write(tmp_path / "l" / "classes.txt", "fox\n")
+    write(tmp_path / "l" / name, content)
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read as a picture \(DecompressionBomb.*far too large\?"):
+        read_labels(tmp_path / "l", tmp_path / "p", form)
+
+
+def exif(kind: int, count: int, value: bytes) -> bytes:
+    """An orientation as EXIF has it: of a type and of so many, whatever that is."""
+    entry = struct.pack("<HHI", 274, kind, count)
+    inline, behind = (value.ljust(4, b"\0"), b"") if len(value) <= 4 else (struct.pack("<I", 26), value)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + inline + bytes(4) + behind
+
+
+ORIENTATIONS = {
+    "6": ((3, 1, b"\6"), True), "0": ((3, 1, b"\0"), False), "9": ((3, 1, b"\11"), False),
+    "70000": ((4, 1, struct.pack("<I", 70_000)), False), "a text": ((2, 2, b"6"), False),
+    "a fraction": ((5, 1, struct.pack("<II", 6, 0)), False),
+    "bytes": ((7, 4, b"\6"), False),
+}
+
+
+@pytest.mark.parametrize(("orientation", "turned"), ORIENTATIONS.values(), ids=ORIENTATIONS)
+@pytest.mark.parametrize("suffix", ["webp", "jpg", "png"])
+def test_an_orientation_that_is_none_turns_nothing(
+    suffix: str, orientation: tuple[int, int, bytes], turned: bool, tmp_path: Path
+) -> None:
+    Image.new("L", (W, H)).save(tmp_path / f"a.{suffix}", exif=exif(*orientation))
+    assert stored_hw(tmp_path / f"a.{suffix}") == ((H, W), turned)
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Who waits for a pipe is woken, and fails."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for a pipe"))
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+PIPES = ["a.txt", "b.txt", "a.xml", "b.xml", "a.json", "b.json", "b.png", "deep/c.json", "deep/c.txt", "deep/c.png"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("named", "files"), EXPORTS.values(), ids=EXPORTS)
+def test_pipes_among_labels_and_pictures_are_passed_by(named: str, files: dict[str, str], tmp_path: Path) -> None:
+    picture(tmp_path / "p" / "a.png")
+    for name, content in files.items():
+        write(tmp_path / "l" / name, content)
+    for name in PIPES:
+        for folder in ("l", "p"):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                os.mkfifo(path)
+    content, _ = read_labels(tmp_path / "l" / named, tmp_path / "p")
+    assert [image["file_name"] for image in content["images"]] == ["a.png"] and len(content["annotations"]) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_pipe_that_labels_name_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    write(folder / "data.yaml", "names: [fox]\ntrain: list.txt\n")
+    os.mkfifo(folder / "list.txt")
+    with pytest.raises(DatasetError, match=r"list\.txt must be a file; it is a folder, a pipe"):
+        convert(folder, tmp_path / "out.json")
+    (folder / "list.txt").unlink()
+    write(folder / "list.txt", "b.png\n")
+    os.mkfifo(folder / "b.png")
+    with pytest.raises(DatasetError, match=r"b\.png cannot be read as a picture: it is a folder, a pipe"):
+        convert(folder, tmp_path / "out.json")
+    os.mkfifo(folder / "b.xml")
+    write(folder / "ImageSets" / "Main" / "train.txt", "b\n")
+    with pytest.raises(DatasetError, match=r"b\.xml must be a file"):
+        convert(folder, tmp_path / "out.json", "voc", "train")
+
+
+def test_a_label_that_is_a_link_to_nowhere_is_not_passed_by(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.xml").symlink_to(tmp_path / "lost.xml")
+    with pytest.raises(DatasetError, match=r"a\.xml cannot be read"):
+        read_labels(tmp_path, tmp_path, "voc")
 
 
 def test_hidden_copies_are_no_labels(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from glmd_train.training.run_folder import RunFolder
 from tests import tiny
 from tests.runtime.test_view import HERE, TOKEN, Site
 from tests.trust.audit import FILES, PROGRAMS, audited
-from tests.trust.hostile_pickles import CALLING, CALLS, CONTAINERS, drawn, known_attacks, payload
+from tests.trust.hostile_pickles import CALLING, CALLS, CONTAINERS, drawn, known_attacks, payload, state_of_ours
 from tests.trust.hostile_requests import HOST, PATIENCE, REFUSALS, answers, is_known, request
 from tests.trust.parts import Figures, Form, Part, require
 
@@ -164,6 +164,7 @@ def malicious_pickles(form: Form) -> Figures:
         mark, run = Path(scratch) / "mark", RunFolder(Path(scratch))
         must_be_dangerous(mark)
         read_state_dict(whole_file(Path(scratch)))  # so that what is imported for reading is
+        before = state_of_ours()
         with audited(PROGRAMS) as seen:
             for kind, suffix, content in attacks(rng, wanted, mark):
                 path = Path(scratch) / f"weights{suffix}"
@@ -173,6 +174,7 @@ def malicious_pickles(form: Form) -> Figures:
                 refused(lambda: run.restore(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)])), kind)
                 require(not mark.exists() and not seen, f"{kind}: nothing may happen; got {dict(seen)}")
                 done[kind] += 1
+        require(state_of_ours() == before, "nothing of ours may be altered for the files to come")
     return {"files": sum(done.values()), **dict(sorted(done.items())), "callables": len(CALLS), "executed": 0}
 
 

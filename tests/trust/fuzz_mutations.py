@@ -7,11 +7,12 @@ import json
 import pickletools
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -252,9 +253,30 @@ def parts(*mutations: Mutation) -> Mutation:
     return mutated
 
 
-def after_first(mutation: Mutation) -> Mutation:
-    """Of inputs whose first byte is their kind: what follows it changed."""
-    return lambda data, rng: data[:1] + mutation(data[1:], rng)
+def by_first(mutations: Mapping[bytes, Mutation], other: Mutation) -> Mutation:
+    """Of inputs whose first byte is their kind: what follows it changed, as its kind has it."""
+    return lambda data, rng: data[:1] + mutations.get(data[:1], other)(data[1:], rng)
+
+
+def one_of(*mutations: Mutation) -> Mutation:
+    return lambda data, rng: rng.choice(mutations)(data, rng)
+
+
+def archived(mutation: Mutation, ending: str) -> Mutation:
+    """Of archives of zip: the parts with that ending changed, and their check sums too."""
+
+    def mutated(data: bytes, rng: Random) -> bytes:
+        made = io.BytesIO()
+        try:
+            with ZipFile(io.BytesIO(data)) as old, ZipFile(made, "w") as new:
+                for name in old.namelist():
+                    content = old.read(name)
+                    new.writestr(name, mutation(content, rng) if name.endswith(ending) else content)
+        except Exception:  # of several kinds, by what is damaged
+            return octets(data, rng)
+        return made.getvalue()
+
+    return mutated
 
 
 def protobuf(new: Callable[[], Any]) -> Mutation:

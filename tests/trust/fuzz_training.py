@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 
 from tests.trust.fuzz_mutations import (
+    Mutation,
     Target,
-    after_first,
+    archived,
     attempt_all,
+    by_first,
     either,
     joined,
     json_values,
+    octets,
+    one_of,
     operations,
     parts,
     protobuf,
@@ -232,7 +238,7 @@ def _models_in_several_files() -> list[bytes]:
 
 
 def checkpoint(folder: Path) -> Target:
-    """safetensors files of checkpoints, prototypes and enrolled classes, and files of torch.save."""
+    """safetensors files of checkpoints, prototypes and enrolled classes, and whole networks in .pth and .pkl files."""
     import torch
     from safetensors.numpy import save
 
@@ -243,35 +249,86 @@ def checkpoint(folder: Path) -> Target:
     from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from glmd_train.config import ModelConfig
     from glmd_train.model.detector import build_model
-    from glmd_train.state_dict import read_state_dict
+    from glmd_train.official.weights import to_official
 
+    torch.set_num_threads(1)
     sizes = {"stem_channels": 1, "width_per_group": 1, "res2_channels": 1}
-    config = ModelConfig(class_names=("a", "b"), backbone="resnet50", resnet=sizes, cm=False, lr=False, crd=False)
-    spec, post = PreprocessSpec((64, 80), (127.0,), (128.0,)), PostprocessSpec((0.3, 0.3))
-    whole = save_checkpoint(folder / "seed.safetensors", Checkpoint(build_model(config), config, spec, post, {"a": 1}))
+    known = {"class_names": ("a", "b"), "backbone": "resnet50", "resnet": sizes, "stride": 16, "in_channels": 3}
+    config = ModelConfig(**known, cm=False, lr=False, crd=False)
+    spec, post = PreprocessSpec((64, 80), (127.0,) * 3, (128.0,) * 3), PostprocessSpec((0.3, 0.3))
+    model, names = build_model(config), folder / "names.txt"
+    names.write_text("a\nb\n")
+    whole = save_checkpoint(folder / "seed.safetensors", Checkpoint(model, config, spec, post, {"a": 1}))
+    ours, theirs = model.state_dict(), {"model": to_official(model.state_dict(), config)}
     few = {"backbone.stem.conv.weight": np.ones((1, 1, 7, 7), np.float16), "rpn.conv.bias": np.ones(3, np.float32)}
-    tensors = {name: torch.from_numpy(value) for name, value in few.items()}
-    torch.save({"model": tensors, "iteration": 3}, folder / "seed.pth")
     enrolled = EnrolledSpec(("c",), (0.5,))
     files = {
         b"c": (folder / "a.safetensors", load_checkpoint),
         b"p": (folder / "p.safetensors", lambda path: read_prototypes(path.read_bytes(), path, 2)),
         b"e": (folder / "e.safetensors", lambda path: read_enrolment(path.read_bytes(), path, enrolled, 4)),
-        b"t": (folder / "a.pth", read_state_dict),
-        b"k": (folder / "a.pkl", read_state_dict),
+        b"t": (folder / "a.pth", lambda path: load_checkpoint(path, classes=names)),
+        b"k": (folder / "a.pkl", lambda path: load_checkpoint(path, classes=names)),
     }
+    arrays = {"model": {key: value.numpy() for key, value in theirs["model"].items()}, "__author__": "x"}
     seeds = [
         b"c" + whole.read_bytes(), b"p" + prototypes_to_bytes(np.ones((2, 3), np.float32)),
         b"e" + Enrolment(enrolled, np.ones((1, 4), np.float32), np.ones(1, np.float32)).to_bytes(),
-        b"t" + (folder / "seed.pth").read_bytes(), b"k" + pickle.dumps({"model": few, "__author__": "x"}, 2),
+        b"t" + _saved(ours), b"t" + _saved(theirs), b"t" + _saved(ours, False), b"k" + pickle.dumps(arrays, 2),
     ]
+    hostile = [b"c" + save(few, {"glmd": "{}"})]
+    hostile += [b"t" + _saved({**ours, "rpn.conv.bias": odd(ours["rpn.conv.bias"])}) for odd in _odd_tensors()]
 
     def run(data: bytes) -> None:
         path, read = files.get(data[:1], files[b"c"])
         path.write_bytes(data[1:])
         read(path)
 
-    return Target(run, seeds, after_first(safetensors), [b"c" + save(few, {"glmd": "{}"})])
+    mutations = {
+        b"t": one_of(_weights(ours), _weights(theirs["model"]), archived(operations, "data.pkl"), octets),
+        b"k": operations,
+    }
+    return Target(run, seeds, by_first(mutations, safetensors), hostile)
+
+
+def _saved(content: object, modern: bool = True) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=modern)
+    return buffer.getvalue()
+
+
+def _odd_tensors() -> list[Callable[[Any], Any]]:
+    """What torch saves and reads, and what is no weight of this shape, or none at all."""
+    import torch
+
+    return [
+        lambda v: v.to("meta"), lambda v: v.to_sparse(), lambda v: v.to(torch.complex64), lambda v: v.bool(),
+        lambda v: torch.quantize_per_tensor(v.float(), 0.1, 0, torch.qint8),
+        lambda v: v.flatten()[:1].expand(1 << 28), lambda v: v.flatten()[:1].expand(1 << 40),
+        lambda v: torch.zeros(0, 1 << 40), lambda v: v.flatten()[0], lambda v: v[:0], lambda v: v[None],
+        lambda v: v * 0, lambda v: v / 0, lambda v: v.half(), lambda v: v.to(torch.int16), lambda v: v.repeat(2),
+        lambda v: torch.cat([v] * 3), lambda v: torch.nn.Parameter(v.clone()), lambda v: 3, lambda v: {"a": v},
+    ]
+
+
+def _weights(whole: dict[str, Any]) -> Mutation:
+    """A network, some of its tensors left out, under other names, or odd; whatever the input was."""
+    odd, names, prefixes = _odd_tensors(), sorted(whole), ("module.", "backbone.", "affine_rpn.", "neck.local.", "")
+
+    def mutated(_: bytes, rng: Random) -> bytes:
+        changed = dict(whole)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            name = rng.choice(names)
+            value = changed.pop(name, whole[name])
+            if rng.random() < 0.4:
+                name = rng.choice((rng.choice(names), rng.choice(prefixes) + name.rpartition(".")[2], name[:-1]))
+            if rng.random() < 0.7:
+                with suppress(Exception):  # what torch cannot make of this shape
+                    changed[name] = rng.choice(odd)(value)
+        return _saved(changed, rng.random() < 0.8)
+
+    return mutated
 
 
 class Escaped(BaseException):

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
+from glmd_train.official import pickled_arrays
 from tests.train.test_official_pickles import ATTACKS
 
+_READER = pickled_arrays.__name__
 Payload = bytes  # a pickle
 
 # (module, name, arguments) with which the file MARK would be made, or what could make it be reached.
@@ -72,6 +74,8 @@ CALLS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     ("torch.distributed.rpc", "init_rpc", ("MARK",)),
     ("yaml", "unsafe_load", ("!!python/object/apply:os.system ['touch MARK']",)),
 )
+# What a file of weights may name, and should not get to alter.
+NAMED = tuple(sorted(name.rpartition(".")[::2] for name in pickled_arrays._STAND_INS))
 
 
 def _text(value: str) -> bytes:
@@ -90,6 +94,20 @@ def _each(values: tuple[object, ...]) -> bytes:
 
 def _named(module: str, name: str) -> bytes:
     return f"c{module}\n{name}\n".encode()
+
+
+def stated(module: str, name: str, state: object) -> bytes:
+    """What is named gets a state, before anybody calls it."""
+    return _named(module, name) + _pushed(state) + b"b"
+
+
+def state_of_ours() -> dict[str, object]:
+    """All that a pickle could alter in the module that reads it: its functions and classes, and the stand-ins."""
+    ours = {key: value for key, value in vars(pickled_arrays).items() if getattr(value, "__module__", "") == _READER}
+    stand_ins = {key: (id(value), repr(value), dict(vars(value))) for key, value in pickled_arrays._STAND_INS.items()}
+    known = ("__name__", "__qualname__", "__defaults__", "__kwdefaults__", "__code__", "__doc__", "__dict__")
+    parts = {key: {name: repr(getattr(value, name, None)) for name in known} for key, value in ours.items()}
+    return {"stand-ins": stand_ins, **parts}
 
 
 # How a callable's name and its arguments become a call, or nearly one.
@@ -123,10 +141,15 @@ def placed(value: object, mark: Path) -> object:
     return value.replace("MARK", str(mark)) if isinstance(value, str) else value
 
 
+_CHANGED = {"__defaults__": ("latin1",), "make": "x", "__doc__": "x"}  # attributes that a change would set
+
+
 def known_attacks(mark: Path) -> list[Payload]:
-    """Those of the ordinary tests."""
+    """Those of the ordinary tests, and changes of what a file may name."""
     made = (attack(mark) for attack in ATTACKS.values())
-    return [one if isinstance(one, bytes) else pickle.dumps(one, protocol=2) for one in made]
+    changes = [stated(*name, state) for name in NAMED for state in (_CHANGED, (None, _CHANGED))]
+    programs = [one if isinstance(one, bytes) else pickle.dumps(one, protocol=2) for one in made]
+    return programs + [b"\x80\x02}" + _text("w") + change + b"s." for change in changes]
 
 
 def as_pkl(program: Payload) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from PIL import ExifTags, Image
 
 from glmd_runtime.errors import DatasetError
+from glmd_runtime.files.plain import is_no_file
 from glmd_runtime.video.sources import PICTURE_SUFFIXES
 
 # Label Studio puts eight hexadecimal digits before the name of an uploaded picture.
@@ -85,15 +86,10 @@ def stored_hw(path: Path, said_hw: tuple[int, int] | None = None) -> tuple[tuple
 
     Raises: DatasetError if it is unreadable, or of another size than its labels say (`said_hw`).
     """
-    try:
-        with Image.open(path) as picture:
-            w, h = picture.size
-            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as a picture. Is it missing or damaged?") from error
+    (h, w), orientation = _header(path)
     # A quarter turn swaps height and width, so labels with a size tell for which of both they are.
     fits_stored = said_hw == (h, w) and h != w and orientation > 4
-    turned = 1 < orientation <= 8 and not fits_stored
+    turned = orientation > 1 and not fits_stored
     if said_hw not in (None, (h, w)):
         refuse_turned(path, turned)
         raise DatasetError(
@@ -101,6 +97,21 @@ def stored_hw(path: Path, said_hw: tuple[int, int] | None = None) -> tuple[tuple
             "labelled, not resized ones."
         )
     return (h, w), turned
+
+
+def _header(path: Path) -> tuple[tuple[int, int], int]:
+    """(height, width), and the EXIF orientation; 1, upright, for one that is none."""
+    if is_no_file(path):
+        raise DatasetError(f"{path} cannot be read as a picture: it is a folder, a pipe or a device. Name a file.")
+    try:
+        with Image.open(path) as picture:
+            w, h = picture.size
+            orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception as error:  # damaged, it raises whatever it stumbles over; too large, an error of its own
+        raise DatasetError(
+            f"{path} cannot be read as a picture ({type(error).__name__}). Is it missing, damaged, or far too large?"
+        ) from error
+    return (h, w), orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def refuse_turned(path: Path, turned: bool) -> None:
@@ -112,4 +123,8 @@ def refuse_turned(path: Path, turned: bool) -> None:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith("."))
+    return sorted(path for path in folder.rglob("*") if _is_picture(path))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and not is_no_file(path)

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 from glmd_runtime.errors import DatasetError, UsageError
 from glmd_runtime.video.sources import PICTURE_SUFFIXES
 from glmd_train.data.formats.builder import Builder, Loaded
-from glmd_train.data.formats.files import files_below, files_in, lines_of
+from glmd_train.data.formats.files import bytes_of, files_below, files_in, lines_of
 from glmd_train.data.formats.pictures import PictureIndex
+from glmd_train.documents import XML_BYTES, parse_xml
 
 
 def read_voc(path: Path, split: str | None, images: PictureIndex | None = None) -> Loaded:
@@ -53,14 +54,9 @@ def _xml_files(path: Path, split: str | None) -> list[Path]:
 
 
 def _parse_xml(file: Path) -> Element:
-    from defusedxml import DefusedXmlException
-    from defusedxml.ElementTree import parse
-
     try:
-        return parse(file, forbid_dtd=True).getroot()
-    except DefusedXmlException as error:
-        raise DatasetError(f"{file} declares a document type or entities, which are not read. Remove them.") from error
-    except (ParseError, OSError, LookupError, ValueError) as error:  # the last two of an encoding that is none
+        return parse_xml(bytes_of(file, XML_BYTES))
+    except ValueError as error:
         raise DatasetError(f"{file} cannot be read as XML: {error}.") from error
 
 
