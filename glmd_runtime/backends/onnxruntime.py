@@ -12,7 +12,7 @@ from glmd_runtime.backends.base import Read, Tensors
 from glmd_runtime.backends.cuda import parse_device, why_no_device
 from glmd_runtime.errors import UnsupportedError
 from glmd_runtime.files.onnx_file import check_onnx
-from glmd_runtime.plans.plan import cache_folder
+from glmd_runtime.plans.plan import cache_folder, own_folder
 
 CPU = "CPUExecutionProvider"
 
@@ -67,7 +67,10 @@ def _providers(device: str | None) -> list[tuple[str, dict[str, Any]]]:
     with suppress(Exception):  # whatever a missing or broken TensorRT does when it is imported: CUDA comes next
         import tensorrt  # noqa: F401  loads the library that the provider needs
 
-        cache = {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(cache_folder() / "onnxruntime")}
+        cache = {
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": str(own_folder(cache_folder() / "onnxruntime")),
+        }
         if "TensorrtExecutionProvider" in installed:
             providers.insert(0, ("TensorrtExecutionProvider", {"device_id": index, **cache}))
     return providers

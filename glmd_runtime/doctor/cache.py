@@ -8,12 +8,15 @@ from contextlib import suppress
 from typing import Any
 
 from glmd_runtime.doctor.finding import Finding
+from glmd_runtime.errors import UnsupportedError
 from glmd_runtime.plans.cache import CachedEngine, cached_engines, engines_folder
+
+MEND = "export XDG_CACHE_HOME=/a/folder"
 
 
 def cached() -> list[CachedEngine]:
-    """What is there; nothing where the folder cannot be read or made."""
-    with suppress(OSError):
+    """What is there; nothing where the folder cannot be read or made, or is not ours alone."""
+    with suppress(OSError, UnsupportedError):
         return cached_engines()
     return []
 
@@ -24,6 +27,8 @@ def check_cache(engines: Sequence[CachedEngine]) -> list[Finding]:
         folder = engines_folder()
     except OSError as error:
         return [_not_ours(f"{error.filename} cannot be made ({error.strerror})")]
+    except UnsupportedError as error:
+        return [Finding("engine cache", "warn", str(error), MEND)]
     text = f"{folder}: {len(engines)} engines, {sum(engine.size for engine in engines) / 2**20:.1f} MiB"
     if not os.access(folder, os.W_OK):
         return [_not_ours(f"{text}; not writable")]
@@ -34,7 +39,7 @@ def check_cache(engines: Sequence[CachedEngine]) -> list[Finding]:
 
 
 def _not_ours(text: str) -> Finding:
-    return Finding("engine cache", "warn", f"{text}: TensorRT cannot keep engines", "export XDG_CACHE_HOME=/a/folder")
+    return Finding("engine cache", "warn", f"{text}: TensorRT cannot keep engines", MEND)
 
 
 def _said(engine: CachedEngine) -> str:

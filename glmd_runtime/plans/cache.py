@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from glmd_runtime.errors import BundleError
 from glmd_runtime.files.scratch import put_in_place, scratch_folder
-from glmd_runtime.plans.plan import PlanRecord, cache_folder, sha256
+from glmd_runtime.plans.plan import PlanRecord, cache_folder, own_folder, sha256
 
 PLAN = "model.engine"
 
@@ -43,9 +43,8 @@ def entry_folder(name: str, key: Sequence[str]) -> Path:
 
 
 def engines_folder() -> Path:
-    folder = cache_folder() / "engines"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Raises: UnsupportedError where somebody else could put an engine there."""
+    return own_folder(cache_folder() / "engines")
 
 
 def lock(folder: Path, timeout: float = -1) -> FileLock:

@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -64,21 +66,34 @@ class PlanRecord:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this SDK, made if it is not there, and into which nobody else can write.
+    """The user's cache folder of this SDK. Raises: as `own_folder`."""
+    return own_folder(user_cache_path("glmdnet"))
 
-    Raises: UnsupportedError where others can, and it is not ours to change.
+
+def own_folder(folder: Path) -> Path:
+    """`folder`, made if it is not there, in which nobody but the user of this process can put anything.
+
+    Others' rights are not just taken away: what they have put there would stay.
+
+    Raises: UnsupportedError where others can write, or the folder is another user's, or a link.
     """
-    folder = user_cache_path("glmdnet")
-    folder.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
-    if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # what lies here is loaded as code
-        try:
-            folder.chmod(stat.S_IRWXU)
-        except OSError as error:
-            raise UnsupportedError(
-                f"Engines are kept where their user alone can write; others can write to {folder}. Name another folder "
-                "in XDG_CACHE_HOME."
-            ) from error
+    with suppress(FileExistsError):
+        folder.mkdir(mode=stat.S_IRWXU, parents=True)
+    if reason := _why_not_own(folder.lstat()):
+        raise UnsupportedError(
+            f"Engines are code, so they are kept in a folder that their user alone can write to; {folder} {reason}. "
+            "Remove it, or name another place in XDG_CACHE_HOME."
+        )
     return folder
+
+
+def _why_not_own(found: os.stat_result) -> str:
+    """What is wrong with a folder of which lstat says this, or ""."""
+    if not stat.S_ISDIR(found.st_mode):
+        return "is a link or a file"
+    if found.st_uid != os.geteuid():
+        return f"belongs to the user {found.st_uid}, not to {os.geteuid()}"
+    return "can be written to by others" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 def record_path(plan: Path) -> Path:

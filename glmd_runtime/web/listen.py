@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 from glmd_runtime.errors import UsageError
@@ -49,3 +49,11 @@ def is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def neighbourhood(host: str) -> str:
+    """Who counts as one peer: an IPv4 address, and of IPv6 the 64 bits that one network has."""
+    ip = ip_address(host.partition("%")[0])
+    if isinstance(ip, IPv4Address) or ip.ipv4_mapped:  # which is how IPv4 comes to a socket of IPv6
+        return str(getattr(ip, "ipv4_mapped", None) or ip)
+    return str(ip_network((int(ip), 64), strict=False))

@@ -12,23 +12,25 @@ import io
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from glmd_runtime.errors import UsageError
 from glmd_runtime.files.documents import parse_json
-from glmd_runtime.web.listen import Address, is_ip, is_local
+from glmd_runtime.web.listen import Address, is_ip, is_local, neighbourhood
 
 KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 TOKEN_LENGTH = 16  # characters, at least
-VANISHED = 10.0  # seconds after which a browser that takes nothing is given up
-CONNECTIONS = 64  # at once; for one more, the oldest goes that never asked for what it may have
+VANISHED = 10.0  # seconds that a request may take to come, since the last answer, and its answer to be taken
+CONNECTIONS = 64  # at once; for one more, one goes that never asked for what it may have
 LONGEST_HEAD = 16 << 10  # bytes of a request's first line and headers
 LONGEST_BODY = 1000  # bytes of a POST
 LONGEST_NUMBER = 18  # digits
@@ -79,7 +81,8 @@ class WebServer(ThreadingHTTPServer):
 
     def __init__(self, address: Address, handler: type[WebHandler], name: str, token: str | None) -> None:
         self.address, self.token, self.closed = address, token, False
-        self._connections: dict[socket.socket, bool] = {}  # oldest first -> whether it showed that it may ask
+        self._strangers: dict[socket.socket, str] = {}  # oldest first -> whose
+        self._known: set[socket.socket] = set()  # they showed that they may ask
         self._counting = Lock()
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
@@ -97,43 +100,81 @@ class WebServer(ThreadingHTTPServer):
         self._thread.join()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._admit(request):
+        if self._admit(request, neighbourhood(client_address[0])):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
-    def _admit(self, connection: socket.socket) -> bool:
+    def _admit(self, connection: socket.socket, peer: str) -> bool:
         """Whether there is room; strangers must not be able to shut the page by holding connections."""
         with self._counting:
-            if len(self._connections) >= CONNECTIONS:
-                stranger = next((one for one, known in self._connections.items() if not known), None)
-                if stranger is None:
+            if len(self._strangers) + len(self._known) >= CONNECTIONS:
+                if not self._strangers:
                     return False
-                del self._connections[stranger]
-                with suppress(OSError):  # it may have gone by itself
-                    stranger.shutdown(socket.SHUT_RDWR)  # whereupon its thread ends
-            self._connections[connection] = False
+                self._send_one_away()
+            self._strangers[connection] = peer
             return True
+
+    def _send_one_away(self) -> None:
+        """The oldest of the peer that has most: a crowd makes room for others, and among its own for the newest."""
+        crowds = Counter(self._strangers.values())
+        most = max(crowds.values())
+        stranger = next(one for one, peer in self._strangers.items() if crowds[peer] == most)
+        del self._strangers[stranger]
+        with suppress(OSError):  # it may have gone by itself
+            stranger.shutdown(socket.SHUT_RDWR)  # whereupon its thread ends
 
     def know(self, connection: socket.socket) -> None:
         """It may ask, and is not sent away for another."""
         with self._counting:
-            if connection in self._connections:
-                self._connections[connection] = True
+            if self._strangers.pop(connection, None) is not None:
+                self._known.add(connection)
 
     def shutdown_request(self, request: Any) -> None:
         with self._counting:
-            self._connections.pop(request, None)
+            self._strangers.pop(request, None)
+            self._known.discard(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no error of ours."""
 
 
+class _Inlet(io.RawIOBase):
+    """What comes from a connection, until its time is over: dripping gains none over saying nothing."""
+
+    def __init__(self, connection: socket.socket, patience: float) -> None:
+        self._connection, self._patience = connection, patience
+        self.begin()
+
+    def begin(self) -> None:
+        """Of a request."""
+        self._until = monotonic() + self._patience
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises: TimeoutError."""
+        if (left := self._until - monotonic()) <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        try:
+            return self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(self._patience)  # of the answer
+
+
 class _Lines(io.BufferedReader):
     """What comes from a connection: lines up to the end of a request's head, which has an end; then a body."""
 
+    raw: _Inlet
     left = LONGEST_HEAD
+
+    def begin(self) -> None:
+        """Of a request."""
+        self.left = LONGEST_HEAD
+        self.raw.begin()
 
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(self.left + 1)
@@ -155,10 +196,11 @@ class WebHandler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = _Lines(self.rfile.detach())
+        self.rfile.close()
+        self.rfile = _Lines(_Inlet(self.connection, self.timeout))
 
     def handle_one_request(self) -> None:
-        self.rfile.left = LONGEST_HEAD
+        self.rfile.begin()
         try:
             super().handle_one_request()
         except HTTPException:
@@ -263,7 +305,10 @@ class WebHandler(BaseHTTPRequestHandler):
 
     def _check_host(self) -> None:
         """The name that the browser knows this server by must be one that no one else can have given it."""
-        host = _host_of(self.headers.get("Host", ""))
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1:  # which of two counts, a proxy may see otherwise
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "Expected one Host.")
+        host = _host_of(hosts[0])
         address = self.server.address
         if not (is_local(host) if address.local else is_ip(host) or host in _names(address)):
             raise RefusedError(HTTPStatus.FORBIDDEN, "Nothing is served under that name. Use the address.")

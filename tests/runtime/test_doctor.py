@@ -255,6 +255,14 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert finding.status == "warn" and "cannot be made" in finding.what
 
 
+def test_a_cache_that_others_can_write_to(gpu: FakeGpu) -> None:
+    gpu.cache.mkdir(parents=True)
+    gpu.cache.chmod(0o777)
+    assert cache.cached() == []
+    [finding] = cache.check_cache([])
+    assert finding.status == "warn" and "can be written to by others" in finding.what
+
+
 def test_a_gpu_and_what_is_cached(gpu: FakeGpu, tmp_path: Path) -> None:
     def findings() -> dict[str, Finding]:
         return {finding.name: finding for finding in diagnose(path).findings}

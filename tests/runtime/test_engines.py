@@ -364,18 +364,49 @@ def test_the_model_that_is_built_is_the_bundle_s(bundle: Bundle, gpu: FakeGpu) -
     assert gpu.builds == 0
 
 
-def test_nobody_else_can_write_to_the_cache(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu.cache.mkdir(parents=True)
-    gpu.cache.chmod(0o777)
+places = pytest.mark.parametrize("place", [".", "engines"])
+
+
+def test_the_cache_is_made_for_its_user_alone(gpu: FakeGpu) -> None:
+    before = os.umask(0)
+    try:
+        made = engines_folder()
+    finally:
+        os.umask(before)
+    assert made.parent == gpu.cache
+    assert [folder.stat().st_mode & 0o777 for folder in (gpu.cache, made)] == [0o700, 0o700]
+
+
+@places
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_a_cache_that_others_can_write_to(place: str, mode: int, gpu: FakeGpu) -> None:
+    """What they have put there would stay if their right were taken away."""
     engines_folder()
-    assert gpu.cache.stat().st_mode & 0o777 == 0o700
-    gpu.cache.chmod(0o775)
+    (gpu.cache / place).chmod(mode)
+    with pytest.raises(UnsupportedError, match=r"can be written to by others\. Remove it.*XDG_CACHE_HOME"):
+        engines_folder()
 
-    def not_ours(self: Path, mode: int) -> None:
-        raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(Path, "chmod", not_ours)
-    with pytest.raises(UnsupportedError, match=r"others can write to .*XDG_CACHE_HOME"):
+@places
+def test_a_cache_of_another_user(place: str, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines_folder()
+    theirs, lstat = gpu.cache / place, Path.lstat
+
+    def of_another(path: Path) -> os.stat_result:
+        mode, ino, dev, links, uid, *rest = lstat(path)
+        return os.stat_result((mode, ino, dev, links, uid + (path == theirs), *rest))
+
+    monkeypatch.setattr(Path, "lstat", of_another)
+    with pytest.raises(UnsupportedError, match=rf"{theirs} belongs to the user {os.geteuid() + 1}, not to"):
+        engines_folder()
+
+
+@places
+def test_a_cache_that_is_a_link(place: str, gpu: FakeGpu) -> None:
+    engines_folder()
+    moved = (gpu.cache / place).rename(gpu.cache.parent / "moved")
+    (gpu.cache / place).symlink_to(moved)
+    with pytest.raises(UnsupportedError, match="is a link or a file"):
         engines_folder()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from threading import Thread
@@ -22,10 +23,11 @@ from glmd_runtime.errors import UsageError
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.streams import Result
 from glmd_runtime.view import View
-from glmd_runtime.web.listen import Address
-from glmd_runtime.web.server import CONNECTIONS
+from glmd_runtime.web.listen import Address, neighbourhood
+from glmd_runtime.web.server import CONNECTIONS, VANISHED, WebHandler
 from tests import tiny
 from tests.runtime.streams import Camera, clip, detector
+from tests.trust.hostile_requests import dripped
 
 HERE, EVERYWHERE = Address("127.0.0.1", 0), Address("0.0.0.0", 0)
 JSON = {"Content-Type": "application/json"}
@@ -304,6 +306,9 @@ def test_a_browser_that_reads_nothing_holds_nobody_up(site: Site) -> None:
         (b"BREW / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501"),
         (b"POST /api/threshold HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Length: 9\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"400"),  # TLS
     ],
 )
@@ -334,6 +339,36 @@ def everything_said_to(site: Site, request: bytes) -> bytes:
         return answer
 
 
+@pytest.mark.parametrize(
+    "beginning",
+    [b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"POST /api/threshold HTTP/1.1\r\nHost: localhost\r\n"
+     b"Content-Type: application/json\r\nContent-Length: 900\r\n\r\n"],
+)
+def test_a_request_that_drips_is_given_up(beginning: bytes, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then is no silence; all of a request must have come in its time."""
+    monkeypatch.setattr(WebHandler, "timeout", 0.5)
+    assert dripped(HERE.host, site.view.port, beginning) == b""  # not refused, just ended
+
+
+def test_a_request_in_pieces_is_answered(site: Site) -> None:
+    with socket.create_connection(("127.0.0.1", site.view.port), timeout=20) as connection:
+        for byte in b"GET /icon.svg HTTP/1.1\r\nHost: localhost\r\n\r\n":
+            connection.sendall(bytes([byte]))
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_answer_has_a_time_of_its_own(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a request left of its own would be too short for a browser on a slow line."""
+    limits: list[float | None] = []
+
+    def send_json(self: WebHandler, value: Any) -> None:
+        limits.append(self.connection.gettimeout())
+        self.send(HTTPStatus.OK)
+
+    monkeypatch.setattr(WebHandler, "send_json", send_json)
+    assert site.ask("/api/state")[0].status == 200 and limits == [VANISHED]
+
+
 def ends(connection: socket.socket) -> bool:
     """Whether the server closes it; the test's limit of time says that it does not."""
     connection.settimeout(20)
@@ -356,6 +391,32 @@ def test_a_crowd_of_strangers_keeps_nobody_out(open_site: Site) -> None:
     assert monotonic() - began < 8  # who says nothing is given up after 10
     for one in (friend, *crowd):
         one.close()
+
+
+def test_a_crowd_makes_room_for_others_first(open_site: Site) -> None:
+    """One who has just connected, and has not shown the token yet, does not go for the many of another address."""
+    port = open_site.view.port
+    newcomer = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=("127.0.0.2", 0))
+    crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(CONNECTIONS + 5)]
+    assert all(ends(one) for one in crowd[:6])
+    newcomer.sendall(f"GET /icon.svg HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+    assert newcomer.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+    for one in (newcomer, *crowd):
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "whose"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),  # IPv4 on a socket of IPv6
+        ("::1", "::/64"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_who_counts_as_one(host: str, whose: str) -> None:
+    assert neighbourhood(host) == whose
 
 
 def test_more_than_can_be_served_are_turned_away(site: Site) -> None:

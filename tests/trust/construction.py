@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import socket
@@ -28,13 +29,14 @@ from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, CheckpointError
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.verify_calibration import PcbReference
+from glmd_runtime.web.server import WebHandler
 from glmd_train.state_dict import read_state_dict
 from glmd_train.training.run_folder import RunFolder
 from tests import tiny
 from tests.runtime.test_view import HERE, TOKEN, Site
 from tests.trust.audit import FILES, PROGRAMS, audited
 from tests.trust.hostile_pickles import CALLING, CALLS, CONTAINERS, drawn, known_attacks, payload, state_of_ours
-from tests.trust.hostile_requests import HOST, PATIENCE, REFUSALS, answers, is_known, request
+from tests.trust.hostile_requests import HOST, PATIENCE, REFUSALS, answers, dripped, is_known, request
 from tests.trust.parts import Figures, Form, Part, require
 
 # Whatever makes something of a bundle's bytes, as the modules that call it know it.
@@ -47,6 +49,10 @@ DESERIALISERS = (
     (enroll, "load"),
     (np, "load"),
 )
+
+ANSWERING = "Thread-"  # how the names of the threads begin that answer requests
+PAGES = ("/", "/api/state", "/api/streams/0/picture", "/api/streams/0/snapshot.png")
+DRIPPED = "given up while they dripped"
 
 
 def flipped_bytes(form: Form) -> Figures:
@@ -220,8 +226,8 @@ def hostile_requests(form: Form) -> Figures:
             site.show()
         metrics = stack.enter_context(Metrics(sites[0].pipeline.streams, HERE))
         ports = {site.view.port: site.view._server.pages for site in sites} | {metrics.port: {}}
-        alive(sites, metrics)  # so that what is imported for answering is
-        with audited(FILES, thread="Thread-") as opened:
+        must_be_seen(lambda: alive(sites, metrics))  # now all that is imported for answering is
+        with audited(FILES, thread=ANSWERING) as opened:
             held: deque[socket.socket] = deque(maxlen=40)
             for _ in range(wanted):
                 port = rng.choice(list(ports))
@@ -232,10 +238,36 @@ def hostile_requests(form: Form) -> Figures:
                 for status, body in answers(port, content):
                     judge(asked, status, body, ports[port], port == sites[1].view.port)
                     done[str(status or "without a head")] += 1
+            done[DRIPPED] = sum(dripping(port) for port in ports)
             alive(sites, metrics)
         require(not opened, f"no request may reach a file; got {dict(opened)}")
         require(sites[0].detector.score_threshold is None, "no request may set the threshold")
-    return {"requests": wanted, **{f"answers {status}": done[status] for status in sorted(done)}, "files opened": 0}
+    answered = {f"answers {status}": done[status] for status in sorted(done) if status != DRIPPED}
+    return {"requests": wanted, **answered, DRIPPED: done[DRIPPED], "files opened": 0}
+
+
+def must_be_seen(answer: Callable[[], int]) -> None:
+    """The control: a file that is opened with each of so many answers is seen each time."""
+
+    def opens_a_file(*_: object) -> None:
+        open(os.devnull).close()
+
+    with mock.patch.object(WebHandler, "log_message", opens_a_file), audited(FILES, thread=ANSWERING) as seen:
+        answers = answer()
+    count = seen[f"open {(os.devnull,)}"]
+    require(count == answers, f"each of {answers} answers opened a file; {count} were seen: {dict(seen)}")
+
+
+def dripping(port: int) -> int:
+    """How many requests were given up that went on a byte at a time: in their first lines, and in what they post."""
+    own = f"Host: {HOST}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    post = f"POST /api/threshold HTTP/1.1\r\n{own}Content-Type: application/json\r\nContent-Length: 900\r\n\r\n"
+    beginnings = (f"GET / HTTP/1.1\r\n{own}X: ", post)
+    with mock.patch.object(WebHandler, "timeout", 0.5):
+        for beginning in beginnings:
+            said = dripped(HOST, port, beginning.encode())
+            require(said == b"", f"a request that drips must be given up without an answer; got {said[:80]!r}")
+    return len(beginnings)
 
 
 def judge(asked: str, status: int, body: bytes, pages: Mapping[str, bytes], wants_token: bool) -> None:
@@ -246,19 +278,24 @@ def judge(asked: str, status: int, body: bytes, pages: Mapping[str, bytes], want
     require(refused or (status in (0, 200) and is_known(body, pages) and not wants_token), said)
 
 
-def alive(sites: list[Site], metrics: Metrics) -> None:
-    """Require that sound requests are answered."""
+def alive(sites: list[Site], metrics: Metrics) -> int:
+    """Require that sound requests are answered. Returns: how many."""
     token = {"Authorization": f"Bearer {TOKEN}"}
     for site, own in zip(sites, ({}, token), strict=True):
-        for path in ("/", "/api/state", "/api/streams/0/picture", "/api/streams/0/snapshot.png"):
+        for path in PAGES:
             status = site.ask(path, own)[0].status
             require(status == 200, f"{path} must be answered; got {status}")
     [(status, _)] = answers(metrics.port, f"GET /metrics HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode())
     require(status == 200, f"the numbers must be answered; got {status}")
+    return len(sites) * len(PAGES) + 1
 
 
 PARTS: list[Part] = [
     Part("construction.flipped_bytes", "an altered bundle is refused before anything of it is loaded", flipped_bytes),
     Part("construction.malicious_pickles", "a checkpoint that is a program runs nothing", malicious_pickles),
-    Part("construction.hostile_requests", "of page and numbers only what is known is answered", hostile_requests),
+    Part(
+        "construction.hostile_requests",
+        "of page and numbers only what is known is answered, and who never ends is given up",
+        hostile_requests,
+    ),
 ]

@@ -6,9 +6,12 @@ import random
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from time import monotonic
 
 HOST = "127.0.0.1"
 PATIENCE = 10.0  # seconds; a server that says nothing for longer hangs
+DRIP = 0.05  # seconds between two bytes of a request that never comes to its end
 SECRET_FILES = ("etc/passwd", "proc/self/environ", "view.py", "server.py", "page/view.js", "../page/index.html")
 
 # What may be asked for, and is answered with 200 when the request is a sound one.
@@ -99,6 +102,24 @@ def answers(port: int, content: bytes) -> list[tuple[int, bytes]]:
         except OSError:  # a request that was not read to its end
             pass
     return list(_split(said))
+
+
+def dripped(host: str, port: int, beginning: bytes) -> bytes:
+    """What comes of a request that goes on a byte at a time, for as long as it is let.
+
+    Raises: TimeoutError for a server that lets it.
+    """
+    until = monotonic() + PATIENCE
+    with socket.create_connection((host, port), timeout=DRIP) as connection:
+        try:
+            connection.sendall(beginning)
+            while monotonic() < until:
+                with suppress(TimeoutError):
+                    return connection.recv(1 << 16)
+                connection.sendall(b" ")
+        except OSError:  # ended while a byte was on its way
+            return b""
+    raise TimeoutError(f"a request that drips was not given up in {PATIENCE:g} s")
 
 
 def _split(said: bytes) -> Iterator[tuple[int, bytes]]:
