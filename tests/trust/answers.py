@@ -63,9 +63,10 @@ def _threads(backend: str, engine: str, each: int, tiles: Sequence[int] | None) 
 
 
 def close_race(form: Form) -> Figures:
-    rounds, engines = (2, ENGINES[-1:]) if form == "short" else (30, ENGINES)
-    done = [apart(_close_race, backend, engine, rounds) for backend, engine in engines]
-    return {"rounds": rounds * len(engines), "answers_before_the_close": sum(done), "different": 0}
+    rounds = 1 if form == "short" else 30
+    done = [apart(_close_race, backend, engine, rounds) for backend, engine in ENGINES]
+    answered = {"answers_before_the_close": sum(done), "different": 0}
+    return {"engines": len(ENGINES), "rounds": rounds * len(ENGINES), **answered}
 
 
 def _close_race(backend: str, engine: str, rounds: int) -> int:

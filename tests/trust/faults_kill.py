@@ -33,14 +33,14 @@ OPEN = FPS // 2 + 2  # frames of half a second, which a recording may lose, and 
 
 def kill_export(form: Form) -> Figures:
     """Writing a bundle is what an export does last and shortest, so it is killed by itself as well."""
+    figures = _figures_of("write_bundle alone", "writes", 50 if form == "long" else 12)
+    return figures | (_figures_of("whole exports", "exports", 50) if form == "long" else {})
+
+
+def _figures_of(what: str, function: str, kills: int) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
-        figures = warm("tests.trust.faults_kill", "writes", folder, 50 if form == "long" else 12)
-    if form == "long":
-        with tempfile.TemporaryDirectory() as folder:
-            whole = warm("tests.trust.faults_kill", "exports", folder, 50)
-        named = (("while writing", figures), ("of whole exports", whole))
-        figures = {f"{name} {when}": number for when, ran in named for name, number in ran.items()}
-    return dict(figures)
+        figures = warm("tests.trust.faults_kill", function, folder, kills)
+    return {f"{what}: {name}": number for name, number in figures.items()}
 
 
 def writes(folder: str, kills: int) -> Figures:
@@ -127,7 +127,7 @@ def _next_run(write: Callable[[], object]) -> None:
 
 def kill_recording(form: Form) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
-        return dict(warm("tests.trust.faults_kill", "recordings", folder, 50 if form == "long" else 5))
+        return dict(warm("tests.trust.faults_kill", "recordings", folder, 100 if form == "long" else 5))
 
 
 def recordings(folder: str, kills: int) -> Figures:
@@ -152,7 +152,7 @@ def recordings(folder: str, kills: int) -> Figures:
         lines = path.with_suffix(".lines.jsonl").read_text().splitlines() if given else []
         require(len(lines) >= given, f"of {given} frames {len(lines)} lines can be read")
         frames, lost = frames + len(came), max(lost, given - len(came))
-    return {"kills": hits, "frames read back": frames, "most lost": lost}
+    return {"kills of recordings": hits, "frames read back": frames, "most lost": lost}
 
 
 def _record(path: Path, wrote: int, found: Any) -> None:
@@ -235,7 +235,7 @@ def trainings(folder: str, kills: int, iterations: int) -> Figures:
         require(came == expected, f"run {runs}, killed and resumed, must give the bytes of one that was not")
         left = [p.name for p in (here / f"run{runs}").iterdir() if p.name.startswith(".")]
         require(len(left) <= 1, f"what killed runs leave must be removed by the next; found {left}")
-    return {"kills": hits, "runs, each with the bytes of an uninterrupted one": runs, "states found": states}
+    return {"kills of trainings": hits, "runs, each with an uninterrupted one's bytes": runs, "states found": states}
 
 
 def _is_sound(run: Path, load_checkpoint: Callable[[Path], object]) -> bool:
@@ -249,7 +249,22 @@ def _is_sound(run: Path, load_checkpoint: Callable[[Path], object]) -> bool:
 
 
 PARTS = [
-    Part("faults.kill_export", "SIGKILL leaves the old bundle or the new one, and the next run cleans up", kill_export),
-    Part("faults.kill_recording", "SIGKILL costs a recording half a second at most; the rest is exact", kill_recording),
-    Part("faults.kill_training", "SIGKILL costs a training nothing: resumed, the same bytes", kill_training),
+    Part(
+        "faults.kill_export",
+        "SIGKILL of `write_bundle` alone, with 20 MiB, and of whole exports of a tiny network (`export_bundle`, what "
+        "`glmd-export` calls) leaves the old bundle or the new one, and the next run cleans up",
+        kill_export,
+    ),
+    Part(
+        "faults.kill_recording",
+        "SIGKILL of a program that records, with lines and a video as `glmd-run` writes them, costs half a second of "
+        "the recording at most; the rest is exact",
+        kill_recording,
+    ),
+    Part(
+        "faults.kill_training",
+        "SIGKILL of a training of a tiny network that saves after every iteration costs nothing: resumed, the same "
+        "bytes",
+        kill_training,
+    ),
 ]
