@@ -29,8 +29,8 @@ RUNS = {
     "manifest": (2000, 200_000), "verify": (2000, 200_000), "reference": (500, 20_000), "pcb_reference": (500, 20_000),
     "record": (2000, 200_000), "yaml": (800, 200_000), "coco": (2000, 200_000), "yolo": (800, 200_000),
     "voc": (2000, 200_000), "labelme": (1000, 200_000), "ifsod": (1000, 200_000), "frames": (2000, 200_000),
-    "recording": (2000, 200_000), "uri": (2000, 200_000), "onnx_metadata": (1000, 20_000), "checkpoint": (100, 20_000),
-    "unpickler": (2000, 20_000),
+    "recording": (2000, 200_000), "pictures": (2000, 200_000), "uri": (2000, 200_000), "onnx_metadata": (1000, 20_000),
+    "checkpoint": (100, 20_000), "unpickler": (2000, 20_000),
 }
 READS = {
     "manifest": "manifest.json of a sealed bundle: refused, or the bundle runs and its detections are drawn",
@@ -46,6 +46,7 @@ READS = {
     "ifsod": "IFSOD's folder",
     "frames": "arrays of any kind as frames: refused, or they give what a plain copy gives, and are drawn",
     "recording": "recordings, their lines and their container",
+    "pictures": "PNG, TIFF, JPEG, WEBP and BMP: their pages as frames, their headers for labels",
     "uri": "addresses of sources",
     "onnx_metadata": "ONNX files, before an engine reads them: no tensor in another file goes unseen",
     "checkpoint": "safetensors files and files of torch.save",
@@ -54,11 +55,17 @@ READS = {
 
 
 def fuzz(target: str, form: Form) -> Figures:
-    runs = RUNS[target][form == "long"]
+    runs, before = RUNS[target][form == "long"], visible()
     code, (executions, refused, data), said = run(target, runs + WAITING, "--runs", str(runs))
     require(code == 0, report(target, code, executions, data, said))
     require(executions >= runs, f"expected {runs} executions; got {executions}:\n{said[-2000:]}")
+    require(not visible() - before, f"{target} left files in the checkout: {visible() - before}")
     return {"executions": executions, "refused": refused, "findings": 0, **coverage(said)}
+
+
+def visible() -> set[str]:
+    """What lies in the checkout, where a target has nothing to write: it has a folder of its own."""
+    return {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
 
 
 def planted(form: Form) -> Figures:

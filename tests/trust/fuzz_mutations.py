@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 from zipfile import ZipFile
+from zlib import crc32
 
 import numpy as np
 
@@ -277,6 +278,22 @@ def archived(mutation: Mutation, ending: str) -> Mutation:
         return made.getvalue()
 
     return mutated
+
+
+def png(data: bytes, rng: Random) -> bytes:
+    """A picture, the content of one of its chunks changed, and the check sum too; or a chunk left out, or doubled."""
+    chunks, place = [], 8
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        chunks.append(data[place + 4 : end - 4])
+        place = end
+    if not chunks:
+        return octets(data, rng)
+    chosen = rng.randrange(len(chunks))
+    kind, content = chunks[chosen][:4], octets(chunks[chosen][4:], rng)
+    chunks[chosen : chosen + 1] = rng.choice(([kind + content], [kind + content], [chunks[chosen]] * 2, []))
+    made = (struct.pack(">I", len(one) - 4) + one + struct.pack(">I", crc32(one)) for one in chunks if len(one) >= 4)
+    return data[:8] + b"".join(made)
 
 
 def protobuf(new: Callable[[], Any]) -> Mutation:

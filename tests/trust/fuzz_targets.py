@@ -1,4 +1,4 @@
-"""What is fuzzed of the runtime: manifest, frames, recordings, addresses; and the table of all targets.
+"""What is fuzzed of the runtime: manifest, frames, recordings, pictures, addresses; and the table of all targets.
 
 A target is made in an empty folder, which is the process' current one and lies in memory where that is possible, and
 imports what it needs when it is made: a process has one of them.
@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.trust import fuzz_proofs, fuzz_training
-from tests.trust.fuzz_mutations import Target, joined, json_values, octets, parts, split, words
+from tests.trust.fuzz_mutations import (
+    Target,
+    attempt_all,
+    by_first,
+    joined,
+    json_values,
+    octets,
+    one_of,
+    parts,
+    png,
+    split,
+    words,
+)
 
 
 def manifest(folder: Path) -> Target:
@@ -206,6 +221,46 @@ def recording(folder: Path) -> Target:
     return Target(run, seeds, parts(words, octets))
 
 
+def pictures(folder: Path) -> Target:
+    """Pictures: their header, as readers of labels want it, and the frames of up to three of their pages."""
+    os.environ["OPENCV_LOG_LEVEL"] = "OFF"  # which OpenCV looks at when it is imported
+    from PIL import ExifTags, Image
+
+    from glmd_runtime.video.sources import open_source
+    from glmd_train.data.formats.pictures import stored_hw
+
+    turned, seeds = Image.Exif(), []
+    turned[ExifTags.Base.Orientation] = 3  # OpenCV refuses a TIFF that is turned by a quarter
+    images = [np.arange(120, dtype=kind).reshape(10, 12) for kind in ("u1", "u2")]
+    images = [Image.fromarray(one) for one in (*images, np.dstack([images[0]] * 3))]
+    for suffix, kinds in _PICTURES.items():
+        for image in images[:1] * ("L" in kinds) + images[1:2] * ("16" in kinds) + images[2:] * ("RGB" in kinds):
+            pages = {"save_all": True, "append_images": [image]} if suffix == "tif" else {}
+            for exif in ({}, {"exif": turned}):
+                buffer = io.BytesIO()
+                image.save(buffer, Image.registered_extensions()[f".{suffix}"], **exif, **pages)
+                seeds.append(suffix[:1].encode() + buffer.getvalue())
+
+    def run(data: bytes) -> None:
+        path = folder / f"a.{_BY_FIRST.get(data[:1], 'png')}"
+        path.write_bytes(data[1:])
+        attempt_all(lambda: stored_hw(path), lambda: first_frames(path))
+
+    def first_frames(path: Path) -> None:
+        with open_source(path) as source:
+            for frame in islice(source, 3):
+                assert frame.image.dtype in (np.uint8, np.uint16) and frame.image.size
+
+    return Target(run, list(dict.fromkeys(seeds)), by_first({b"p": one_of(png, png, octets)}, octets))
+
+
+# Kinds of pictures, and of pixels that each of them has.
+_PICTURES = {
+    "png": ("L", "16", "RGB"), "tif": ("L", "16", "RGB"), "jpg": ("L", "RGB"), "webp": ("RGB",), "bmp": ("L", "RGB"),
+}
+_BY_FIRST = {suffix[:1].encode(): suffix for suffix in _PICTURES}
+
+
 def uri(folder: Path) -> Target:
     """Addresses, opened as far as that touches nothing but the files of a folder: no camera, no simulated scene."""
     import cv2
@@ -225,8 +280,8 @@ def uri(folder: Path) -> Target:
         address = data.decode("utf-8", "surrogateescape")
         redacted(address)
         sources.is_live(address)
-        if "://" not in address and (".." in address or "/" in address[:1]):
-            return  # outside of the folder
+        if "://" not in address:  # what leads out of the folder is led back into it, and opened like all the others
+            address = re.sub(r"\.\.+", ".", address).lstrip("/")
         files_of(address)
         if source := sources.open_source(address):
             with source:
@@ -257,6 +312,7 @@ def planted(folder: Path) -> Target:
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "manifest": manifest, "frames": frames, "recording": recording, "uri": uri, "planted": planted,
+    "manifest": manifest, "frames": frames, "recording": recording, "pictures": pictures, "uri": uri,
+    "planted": planted,
     **fuzz_proofs.TARGETS, **fuzz_training.TARGETS,
 }
