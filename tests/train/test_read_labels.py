@@ -23,7 +23,7 @@ from glmd_train.cli import main
 from glmd_train.data.coco import load_coco, parse_coco
 from glmd_train.data.formats import convert, detect, read_labels
 from glmd_train.data.formats.labelme import _box
-from glmd_train.data.formats.pictures import PictureIndex, stored_hw
+from glmd_train.data.formats.pictures import PictureIndex, pictures_in, stored_hw
 
 H, W = 40, 80
 BOX = (10, 4, 30, 24)  # xyxy pixels, of a fox
@@ -498,3 +498,20 @@ def test_hidden_copies_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path / "a.xml", xml())
     write(tmp_path / "._a.xml", "Mac OS X")
     assert len(read_labels(tmp_path, tmp_path)[0]["images"]) == 1
+
+
+@pytest.mark.parametrize("entry", ["/", "//", "../" * 40])
+def test_a_data_set_is_not_the_whole_file_system(tmp_path: Path, entry: str) -> None:
+    described = write(tmp_path / "data.yaml", f"names: [fox]\ntrain: {entry}\n")
+    with pytest.raises(DatasetError, match="the whole file system"):
+        convert(described, tmp_path / "all.json")
+
+
+def test_a_folder_that_changes_while_it_is_read_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changing(folder: Path, pattern: str) -> Iterator[Path]:
+        raise FileNotFoundError(2, "No such file or directory", f"{folder}/20318")
+        yield
+
+    monkeypatch.setattr(Path, "rglob", changing)
+    with pytest.raises(DatasetError, match="20318"):
+        pictures_in(tmp_path)

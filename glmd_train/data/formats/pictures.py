@@ -123,7 +123,11 @@ def refuse_turned(path: Path, turned: bool) -> None:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if _is_picture(path))
+    """Pictures in a folder, at any depth, in order. Raises: DatasetError where it changes meanwhile, as /proc does."""
+    try:
+        return sorted(path for path in folder.rglob("*") if _is_picture(path))
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be read as a folder of pictures: {error}. Give one that stays.") from error
 
 
 def _is_picture(path: Path) -> bool:

@@ -171,6 +171,8 @@ def _entry(file: Path, root: Path, entry: str) -> list[Path]:
     place = next((p for p in places if os.path.exists(p)), None)
     if place is None:
         raise DatasetError(f"{file} names {entry}, which is neither below {root} nor beside the file. Correct it.")
+    if place.resolve() == Path(place.resolve().anchor):
+        raise DatasetError(f"{file} names {entry}, which is the whole file system. Name the folder of the pictures.")
     if place.is_dir():
         return pictures_in(place)
     return [place.parent / line.strip() for line in lines_of(place) if line.strip()]
