@@ -232,5 +232,5 @@ PARTS: list[Part] = [
     Part("load.open_close", "they stay flat when detectors are opened, used and closed", open_close),
     Part("load.threads", "16 threads on one Detector get the answers of one, with and without tiles", threads),
     Part("load.close_race", "a Detector that is closed while 16 threads run tells each of them", close_race),
-    Part("load.two_processes", "two processes, of 1 to 4 threads each, get the same detections, bit for bit", two_processes),
+    Part("load.two_processes", "two processes of 1 to 4 threads get the same detections, bit for bit", two_processes),
 ]
