@@ -184,6 +184,7 @@ def test_a_frame_whose_rows_are_one_and_the_same(mode: str) -> None:
     np.testing.assert_array_equal(preprocess(frame, spec)[0], preprocess(frame.copy(), spec)[0])
 
 
+@pytest.mark.usefixtures("pillow")
 def test_a_frame_of_one_line_keeps_a_pixel() -> None:
     """Its other edge would be shorter than half a pixel."""
     spec = PreprocessSpec((20, 40), (0.0,), (1.0,), resize="published")
