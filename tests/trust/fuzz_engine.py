@@ -22,11 +22,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.trust.fuzz_mutations import octets
 
 FOUND = 77  # exit code: an error that is no GlmdError
+UNFIT = 78  # exit code: an error of a mutation, on which libFuzzer would wait for ever
 SECONDS, WAITING = 20, 600  # of computing, and in all, that one input may take
 MEMORY = 3 << 30  # bytes of address space beyond what the imports and the seeds took
 LARGEST = 1 << 18  # bytes of an input
@@ -106,13 +107,18 @@ def guarded(run: Callable[[bytes], object], diary: Diary) -> Callable[[bytes], N
         except GlmdError:
             refused = True
         except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(FOUND)
+            end(FOUND)
         signal.setitimer(signal.ITIMER_PROF, 0)
         diary.end(refused)
 
     return execute
+
+
+def end(code: int) -> NoReturn:
+    """Without unwinding: libFuzzer's C++ has the frames below."""
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def bound_memory() -> None:
@@ -132,7 +138,10 @@ def guided(atheris: Any, execute: Callable[[bytes], None], target: Any, folder: 
         if rng.random() < 0.2:
             return atheris.Mutate(data, largest)
         # Most of what is new is refused, and so is what comes of it; seeds lead to what lies behind the first checks.
-        return target.mutate(rng.choice(target.inputs) if rng.random() < 0.4 else data, rng)[:largest]
+        try:
+            return target.mutate(rng.choice(target.inputs) if rng.random() < 0.4 else data, rng)[:largest]
+        except BaseException:
+            end(UNFIT)
 
     arguments = [f"-runs={runs}", f"-seed={SEED}", f"-max_len={LARGEST}", "-len_control=0", "-mutate_depth=2"]
     arguments += [f"-timeout={WAITING}", "-rss_limit_mb=0", "-malloc_limit_mb=0", f"-artifact_prefix={folder}/"]
