@@ -177,7 +177,7 @@ def _video(path: Path, radiometry: Radiometry | None) -> Source:
         container.close()
         raise not_video
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
+    stream.thread_type = "SLICE"  # by frames, a damaged recording (FFV1) makes FFmpeg 8.1 write where it may not
     fps = float(stream.average_rate or stream.guessed_rate or VIDEO_FPS)
     frames = _decode(container, path, fps, radiometry)
     if notes is not None:

@@ -105,6 +105,23 @@ def test_a_video_keeps_its_kind_of_frame(pictures: list[np.ndarray], codec: str,
 
 
 @needs_av
+def test_a_damaged_video_is_not_decoded_by_frame_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With them FFmpeg 8.1 corrupts its memory, now and then: the fuzzer's finding in recordings."""
+    import av
+
+    path = write_video(tmp_path / "clip.mkv", [np.full((16, 16), v, np.uint8) for v in range(40)], "ffv1", "gray")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    opened: list[av.container.InputContainer] = []
+    monkeypatch.setattr(av, "open", lambda *args, real=av.open, **kw: opened.append(real(*args, **kw)) or opened[-1])
+    with open_source(path) as source:
+        assert opened[0].streams.video[0].codec_context.thread_type.name == "SLICE"
+        with pytest.raises(SourceError, match=r"cannot be decoded after frame \d+"):
+            list(source)
+
+
+@needs_av
 def test_a_compressed_video_becomes_bgr(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", [np.full((16, 16, 3), 128, np.uint8)] * 5, "libx264", "yuv420p")
     with open_source(path) as source:
