@@ -52,13 +52,14 @@ def accuracy(results: Results) -> Lines:
 
 
 def fewshot(runs: Runs) -> Lines:
-    """Each method at each K, and what the default has more on the same draws of ten."""
+    """Each method at each K of which every method has draws, and what the default has more on the same draws of ten."""
     ours = next(method for method in METHODS[MAIN] if method.name == OURS)
-    header = ["nAP on val", *(f"{k} shot{'s' * (k > 1)}" for k in SHOTS), "the default has more, 10 shots", "draws"]
+    shots = [k for k in SHOTS if all(of(runs, MAIN, method.name, k) for method in METHODS[MAIN])]
+    header = ["nAP on val", *(f"{k} shot{'s' * (k > 1)}" for k in shots), "the default has more, 10 shots", "draws"]
     return table(header, [
-        [method.name, *(said([ap_of(method)(row) for row in of(runs, MAIN, method.name, k).values()]) for k in SHOTS),
+        [method.name, *(said([ap_of(method)(row) for row in of(runs, MAIN, method.name, k).values()]) for k in shots),
          "" if method is ours else signed(difference(runs, MAIN, 10, ours, method)),
-         "/".join(str(len(of(runs, MAIN, method.name, k))) for k in SHOTS)]
+         "/".join(str(len(of(runs, MAIN, method.name, k))) for k in shots)]
         for method in METHODS[MAIN]
     ])
 
