@@ -361,5 +361,10 @@ def data_path(text: str, folder: Path) -> Path:
     """A path from a configuration: `${GLMD_DATA}/...` is in the data folder, relative paths start at `folder`."""
     in_data = text.removeprefix("${GLMD_DATA}/")
     if in_data != text:
-        return Path(os.environ.get("GLMD_DATA", "../shared/data")) / in_data
+        return data_folder() / in_data
     return folder / text  # an absolute path stays what it is
+
+
+def data_folder() -> Path:
+    """What `${GLMD_DATA}` is in a configuration: where the data sets of the shipped ones lie."""
+    return Path(os.environ.get("GLMD_DATA", "../shared/data"))
