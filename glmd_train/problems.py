@@ -33,7 +33,7 @@ def _reason(problem: Any, kind: type[BaseModel]) -> str:
         )
     if problem["type"] == "missing":
         return "there is no value; give one."
-    said = re.sub(r"^[A-Z]\w+ should", "it must", problem["msg"].removeprefix("Value error, "))
+    said = re.sub(r"^[A-Z]\w+ should", "it must", problem["msg"].removeprefix("Value error, ").rstrip("."))
     return f"{said}; got {_SHORT.repr(problem['input'])}."
 
 
