@@ -99,6 +99,6 @@ def _first_installed(bundle: Bundle) -> str:
     if name is None:
         raise UnsupportedError(
             f"{bundle.path} calibrates scores (PCB), which runs on {' or '.join(readers())}; neither is installed. "
-            f"Run: {backends.INSTALL}; or do without: Detector(..., pcb=False)"
+            f"Run: {backends.INSTALL}. Or do without, by Detector(..., pcb=False)."
         )
     return name

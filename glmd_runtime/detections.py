@@ -55,11 +55,11 @@ class Detections:
             if np.shape(column) != (n, *width):
                 raise GlmdError(
                     "Detections expects xyxy (N, 4), scores (N,), class_ids (N,), temperatures (N, 3) or None, "
-                    f"track_ids (N,) or None; got {name} {np.shape(column)} with {n} scores"
+                    f"track_ids (N,) or None; got {name} {np.shape(column)} with {n} scores."
                 )
             object.__setattr__(self, name, np.asarray(column, dtype))
         if n and (self.class_ids.min() < 0 or self.class_ids.max() >= len(self.class_names)):
-            raise GlmdError(f"class_ids must index the {len(self.class_names)} class_names; got {self.class_ids}")
+            raise GlmdError(f"class_ids must index the {len(self.class_names)} class_names; got {self.class_ids}.")
 
     @classmethod
     def empty(cls, class_names: tuple[str, ...]) -> Detections:

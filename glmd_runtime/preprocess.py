@@ -39,13 +39,13 @@ class PreprocessSpec:
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
-            raise FrameError(f"mean and std need 1 or 3 values each; got {self.mean} and {self.std}")
+            raise FrameError(f"mean and std need 1 or 3 values each; got {self.mean} and {self.std}.")
         if self.resize not in ("letterbox", "published"):
-            raise FrameError(f"resize must be 'letterbox' or 'published'; got {self.resize!r}")
+            raise FrameError(f"resize must be 'letterbox' or 'published'; got {self.resize!r}.")
         if len(self.size_hw) != 2 or min(self.size_hw) < 1 or min(self.std) <= 0:
-            raise FrameError(f"size_hw and std must be positive; got {self.size_hw} and {self.std}")
+            raise FrameError(f"size_hw and std must be positive; got {self.size_hw} and {self.std}.")
         if not np.isfinite([*self.mean, *self.std]).all():
-            raise FrameError(f"mean and std must be finite; got {self.mean} and {self.std}")
+            raise FrameError(f"mean and std must be finite; got {self.mean} and {self.std}.")
 
     @property
     def channels(self) -> int:

@@ -47,16 +47,16 @@ class Intensity:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise FrameError(f"intensity mode must be {_either(MODES)}; got {self.mode!r}")
+            raise FrameError(f"intensity mode must be {_either(MODES)}; got {self.mode!r}.")
         if self.polarity not in POLARITIES:
-            raise FrameError(f"intensity polarity must be {_either(POLARITIES)}; got {self.polarity!r}")
+            raise FrameError(f"intensity polarity must be {_either(POLARITIES)}; got {self.polarity!r}.")
         top = 65535.0 if self.mode == "linear" else 100.0
         if not 0 <= self.low < self.high <= top:
-            raise FrameError(f"intensity {self.mode} needs 0 <= low < high <= {top:g}; got {self.low}, {self.high}")
+            raise FrameError(f"intensity {self.mode} needs 0 <= low < high <= {top:g}; got {self.low}, {self.high}.")
         if not (self.plateau > 0 and self.clip > 0 and 0 <= self.damping < math.inf):
             raise FrameError(
                 "intensity needs plateau > 0, clip > 0 and a damping of 0 or more seconds; "
-                f"got {self.plateau}, {self.clip}, {self.damping}"
+                f"got {self.plateau}, {self.clip}, {self.damping}."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _points(points: Sequence[Point], least: int) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         array = np.empty(0)
     if array.ndim != 2 or array.shape[1] != 2 or len(array) < least or not np.isfinite(array).all():
-        raise UsageError(f"Expected {least} or more points (x, y) in frame pixels; got {points!r}.")
+        raise UsageError(f"Expected {least} or more points (x, y) in frame pixels; got {points!r}. Correct them.")
     return array
 
 

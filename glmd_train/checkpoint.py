@@ -222,7 +222,7 @@ def transfer(
     predictor = {k for k in own if any(f"predictor.{name}." in k for name in _PREDICTOR)}
     wrong = [k for k in own if k not in predictor and (k not in theirs or theirs[k].shape != own[k].shape)]
     if wrong or set(theirs) - set(own):
-        raise CheckpointError(f"The start weights are for another architecture; first difference: {wrong[:3]}")
+        raise CheckpointError(f"The start weights are for another architecture; first difference: {wrong[:3]}.")
     rows = {k: _rows(k, own[k], theirs[k], source.class_names, class_names, unknown) for k in predictor}
     model.load_state_dict({k: rows.get(k, theirs.get(k)) for k in own})
 

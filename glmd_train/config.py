@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,6 +23,7 @@ from glmd_runtime.files.values import each, text
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import Intensity
 from glmd_train import documents
+from glmd_train.problems import problems
 
 
 class _Strict(BaseModel):
@@ -271,9 +272,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> TrainConfig:
     Raises: UsageError naming the file, the key and what is allowed there.
     """
     values = read_yaml(path)
-    for override in overrides or []:
-        _apply(values, override)
-    return validated(TrainConfig, _resolve(values, path.parent), path)
+    given = [_apply(values, override) for override in overrides or []]
+    return validated(TrainConfig, _resolve(values, path.parent), path, given)
 
 
 def load_network_config(path: Path) -> NetworkConfig:
@@ -290,13 +290,14 @@ _Config = TypeVar("_Config", bound=NetworkConfig)
 def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
     """The keys and values of a file, over those of the file that its `extends` names."""
     if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that can be none
-        raise UsageError(f"--config expects a YAML file; {path} does not exist")
+        raise UsageError(f"--config expects a YAML file; {path} does not exist. Name another file.")
     try:
         values = documents.read_yaml(path)
     except ValueError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {error}. Correct it, or name another file.") from error
     if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold keys and values; got {type(values).__name__}")
+        kind = type(values).__name__
+        raise UsageError(f"{path} must hold keys and values; got {kind}. Write lines of `key: value`.")
     if "extends" not in values:
         return values
     if depth == _MAX_EXTENDS:
@@ -313,36 +314,37 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
 
 
-def validated(kind: type[_Config], values: dict[str, Any], path: Path) -> _Config:
+def validated(kind: type[_Config], values: dict[str, Any], path: Path, given: Sequence[str] = ()) -> _Config:
+    """Raises: UsageError that names `path` for what is wrong in it, and --set for the keys that it gave."""
+
+    def named(key: str) -> str:
+        # A group that one of its keys was set of, too: the file's own was sound, as far as anyone knows.
+        is_set = key and any(f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in given)
+        return f"--set {key}" if is_set else f"{path}: {key}" if key else str(path)
+
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path} is not a training configuration:\n{problems(error)}") from error
+        raise UsageError(problems(error, kind, named)) from error
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2  # an input is as large as its file wants it to be
-
-
-def problems(error: ValidationError) -> str:
-    """A line for each value that pydantic refused: where, why, and what came."""
-    lines = (f"  {'.'.join(map(str, e['loc']))}: {e['msg']}; got {_SHORT.repr(e['input'])}" for e in error.errors())
-    return "\n".join(lines)
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Returns: the key that is set now, with dots."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise UsageError(f"--set expects key=value, for example model.proposals=300; got {override!r}")
+        raise UsageError(f"--set expects key=value, for example model.proposals=300; got {override!r}.")
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise UsageError(f"--set {key}: {parent} is not a group of keys. A list is given whole: train=[{{...}}]")
+            raise UsageError(
+                f"--set {key}: {parent} is not a group of keys. A list is given whole, as in train=[{{...}}]."
+            )
     try:
         values[last] = documents.parse_yaml(text)
     except ValueError as error:
         raise UsageError(f"--set {key}: {text!r} is not a YAML value.") from error
+    return key
 
 
 def _resolve(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -361,5 +363,10 @@ def data_path(text: str, folder: Path) -> Path:
     """A path from a configuration: `${GLMD_DATA}/...` is in the data folder, relative paths start at `folder`."""
     in_data = text.removeprefix("${GLMD_DATA}/")
     if in_data != text:
-        return Path(os.environ.get("GLMD_DATA", "../shared/data")) / in_data
+        return data_folder() / in_data
     return folder / text  # an absolute path stays what it is
+
+
+def data_folder() -> Path:
+    """What `${GLMD_DATA}` is in a configuration: where the data sets of the shipped ones lie."""
+    return Path(os.environ.get("GLMD_DATA", "../shared/data"))

@@ -284,7 +284,7 @@ def _named(found: Architecture, path: Path, classes: Path, weights: Mapping[str,
     try:
         network = NetworkConfig(model=ModelConfig(class_names=names, **told, **model), preprocess=preprocess)
     except ValidationError as error:
-        raise UsageError(f"{classes}: {error.errors()[0]['msg']}") from error
+        raise UsageError(f"{classes}: {error.errors()[0]['msg']}.") from error
     if different := Architecture.of_config(network.model).differences(found):
         kind = "the light model's defaults" if found.resnet is None else "the published settings"
         raise UsageError(
@@ -323,7 +323,7 @@ def _read_names(classes: Path) -> tuple[str, ...]:
     try:
         lines = read_bytes(classes, _NAMES_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise UsageError(f"--classes expects a text file with one name a line; {classes}: {error}") from error
+        raise UsageError(f"--classes expects a text file with one name a line; {classes}: {error}.") from error
     return tuple(line.strip() for line in lines if line.strip())
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from glmd_runtime import errors
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("glmd_runtime", "glmd_train", "glmd_export")
@@ -100,3 +103,57 @@ def test_importing_a_front_door_loads_no_framework(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+PIECES = (  # of a line that another text begins, a camera's state or a finding of glmd-doctor; or seen by nobody
+    "glmd_runtime/video/cameras.py", "glmd_runtime/doctor/probe.py", "glmd_runtime/doctor/tasks.py",
+    "glmd_runtime/commands/outputs.py",
+)
+COMMAND = re.compile(r": (pip|cp|glmd-[a-z]+)\b[^:]*$")  # to be copied, so without a full stop
+
+
+def pieces_of(text: ast.expr) -> list[str | None]:
+    """A text's literal parts in order, None for what is put in."""
+    if isinstance(text, ast.JoinedStr):
+        return [piece for value in text.values for piece in pieces_of(value)]
+    if isinstance(text, ast.BinOp):
+        return pieces_of(text.left) + pieces_of(text.right)
+    return [text.value] if isinstance(text, ast.Constant) and isinstance(text.value, str) else [None]
+
+
+def wrong_with(text: ast.expr) -> str | None:
+    """Why a message is no sentence of ours, as far as its literal parts tell."""
+    pieces = pieces_of(text)
+    first, last = pieces[0], pieces[-1]
+    whole = "".join("X" if piece is None else piece for piece in pieces)
+    if first and re.match(r"(expected|the|an?|it|no|nothing)\b", first):
+        return "begins in small letters"
+    if last is None:
+        return "ends with what came" if whole.endswith("got X") else None
+    return None if whole.endswith((".", "?")) or COMMAND.search(whole) else "has no full stop"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in PIECES])
+def test_errors_are_sentences(path: str) -> None:
+    calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Call)]
+    texts = [call.args[0] for call in calls if ast.unparse(call.func).split(".")[-1] in ERRORS and call.args]
+    found = [f"{path}:{text.lineno} {why}: {ast.unparse(text)}" for text in texts if (why := wrong_with(text))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("'expected a, got b.'", "begins in small letters"),
+        ("f'{a} must be b; got {c}'", "ends with what came"),
+        ("f'{a} must be b; correct it'", "has no full stop"),
+        ("'No a'", "has no full stop"),
+        ("f'{a} must be b; got {c}.'", None),
+        ("f'No {a}. {REMEDY}'", None),
+        ("'No a. Run: pip install b'", None),
+        ("str(error)", None),
+    ],
+)
+def test_what_is_no_sentence_is_seen(text: str, why: str | None) -> None:
+    assert wrong_with(ast.parse(text, mode="eval").body) == why

@@ -41,11 +41,11 @@ def parse_address(uri: str, keys: tuple[str, ...]) -> Address:
     """
     if redacted(uri).endswith(_HIDDEN):
         raise UsageError(
-            f"expected an address with no @ but the one before the host; got {redacted(uri)}; in user, password, path "
-            "and query write @ as %40, and in a password / as %2F, ? as %3F, # as %23"
+            f"Expected an address with no @ but the one before the host; got {redacted(uri)}. In user, password, path "
+            "and query write @ as %40, and in a password / as %2F, ? as %3F, # as %23."
         )
     if "\0" in uri:
-        raise UsageError(f"expected an address without the character NUL; got {redacted(uri)!r}; remove it")
+        raise UsageError(f"Expected an address without the character NUL; got {redacted(uri)!r}. Remove it.")
     base, mark, query = uri.partition("?") if "://" in uri else _split_path(uri)
     values: dict[str, Any] = {}
     others = []
@@ -57,7 +57,7 @@ def parse_address(uri: str, keys: tuple[str, ...]) -> Address:
             others.append(item)
         else:
             shown = redacted(uri)
-            raise UsageError(f"expected the keys {', '.join(keys)}; got {key!r} in {shown!r}; correct or remove it")
+            raise UsageError(f"Expected the keys {', '.join(keys)}; got {key!r} in {shown!r}. Correct or remove it.")
     location = base + mark + "&".join(others) if others else base
     return Address(location, redacted(uri), values)
 
@@ -90,7 +90,7 @@ def _read(key: str, text: str) -> Any:
     try:
         return read(text)
     except ValueError:
-        raise UsageError(f"expected {key} like {key}={example}; got {key}={text}; correct it") from None
+        raise UsageError(f"Expected {key} like {key}={example}; got {key}={text}. Correct it.") from None
 
 
 def _radiometry(text: str) -> Radiometry:

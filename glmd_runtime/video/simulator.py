@@ -64,7 +64,7 @@ class SceneSpec:
         }
         for expected, holds in limits.items():
             if not holds:
-                raise UsageError(f"the simulator expects {expected}; got {self}; change that value")
+                raise UsageError(f"The simulator expects {expected}; got {self}. Change that value.")
 
 
 def parse_sim_uri(uri: str) -> SceneSpec:
@@ -74,16 +74,16 @@ def parse_sim_uri(uri: str) -> SceneSpec:
     except ValueError:  # of brackets that hold no address
         parts = urlsplit("")
     if parts.scheme != "sim" or parts.netloc not in SCENE_SIZES or parts.path not in ("", "/"):
-        raise UsageError(f"expected sim://{' or sim://'.join(SCENE_SIZES)}; got {uri!r}; try sim://ground?seed=7")
+        raise UsageError(f"Expected sim://{' or sim://'.join(SCENE_SIZES)}; got {uri!r}. Try sim://ground?seed=7.")
     values: dict[str, Any] = {"scene": parts.netloc, "size_hw": SCENE_SIZES[parts.netloc]}
     for key, text in parse_qsl(parts.query, keep_blank_values=True):
         if key not in _KEYS:
-            raise UsageError(f"expected the keys {', '.join(_KEYS)}; got {key!r} in {uri!r}; correct or remove it")
+            raise UsageError(f"Expected the keys {', '.join(_KEYS)}; got {key!r} in {uri!r}. Correct or remove it.")
         field, read, example = _KEYS[key]
         try:
             values[field] = read(text)
         except ValueError:
-            raise UsageError(f"expected {key} like {key}={example}; got {key}={text} in {uri!r}; correct it") from None
+            raise UsageError(f"Expected {key} like {key}={example}; got {key}={text} in {uri!r}. Correct it.") from None
     return SceneSpec(**values)
 
 

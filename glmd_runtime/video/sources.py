@@ -79,16 +79,14 @@ def _network(location: str, name: str, **values: object) -> Camera:
     except ValueError:  # a port that is no number
         whole = False
     if not whole:
-        raise UsageError(
-            f"expected rtsp://user:password@host:554/path or udp://@:5000; got {name}; correct it"
-        )
+        raise UsageError(f"Expected rtsp://user:password@host:554/path or udp://@:5000; got {name}. Correct it.")
     return NetworkCamera(location, name, **values)  # type: ignore[arg-type]
 
 
 def _device(location: str, name: str, **values: object) -> Camera:
     path = location.removeprefix("v4l2://")
     if not path.startswith("/"):
-        raise UsageError(f"expected v4l2:///dev/video0; got {location}; correct it")
+        raise UsageError(f"Expected v4l2:///dev/video0; got {location}. Correct it.")
     values["size_hw"] = values.pop("size", None)
     return DeviceCamera(path, name, **values)  # type: ignore[arg-type]
 

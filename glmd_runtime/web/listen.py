@@ -35,7 +35,7 @@ def parse_address(text: str) -> Address:
     except ValueError:
         host = port = None
     if not host or port is None or f"//{Address(host, port)}" not in (f"//{text}".lower(), f"//{LOCAL}:{text}"):
-        raise UsageError(f"Expected PORT or HOST:PORT, like 8080 or 0.0.0.0:8080; got {text!r}.")
+        raise UsageError(f"Expected PORT or HOST:PORT, like 8080 or 0.0.0.0:8080; got {text!r}. Correct it.")
     return Address(host, port)
 
 

@@ -123,7 +123,8 @@ def _run_lint(options: argparse.Namespace) -> None:
         print("\n".join(line for finding in findings for line in finding.lines()))
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:
-        raise DatasetError(f"{errors} errors in the data; correct them before training on it.")
+        what = "1 error in the data; correct it" if errors == 1 else f"{errors} errors in the data; correct them"
+        raise DatasetError(f"{what} before training on it.")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from glmd_runtime.boxes import xywh_to_xyxy
 from glmd_runtime.errors import DatasetError, SourceError
 from glmd_runtime.files.documents import read_json
 from glmd_runtime.video import sources
+from glmd_train.config import data_folder
 
 # Annotation tools round; a box may stick out of its picture by this much (pixels) and is then cut.
 EDGE_TOLERANCE = 1.0
@@ -82,8 +83,15 @@ def expand(pattern: Path, class_names: tuple[str, ...] = ()) -> list[Path]:
         return [pattern]
     found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
     if not found:
-        raise DatasetError(f"No file matches {pattern}. Is the folder right, and were the files prepared?")
+        raise DatasetError(f"No file matches {pattern}. {_remedy(pattern)}")
     return sorted(found, key=lambda path: (_class_in(path.stem, class_names), path))
+
+
+def _remedy(path: Path) -> str:
+    """What to do where a file is missing; whoever named one elsewhere need not hear of GLMD_DATA."""
+    if path.is_relative_to(data_folder()):
+        return "Set GLMD_DATA to the folder of the data sets."
+    return "Is the folder right, and were the files prepared?" if glob.has_magic(str(path)) else "Name a COCO file."
 
 
 def _class_in(stem: str, class_names: tuple[str, ...]) -> int:
@@ -191,20 +199,25 @@ _LISTS = ("images", "annotations", "categories")
 
 def read_coco(path: Path) -> dict[str, Any]:
     """The content of a COCO detection file. Raises: DatasetError if there is no such file, or it is something else."""
-    if not path.is_file():
-        raise DatasetError(f"Annotation file {path} does not exist. Set GLMD_DATA to the folder of the data sets.")
+    require_file(path)
     try:
         content = read_json(path, MOST_BYTES)
     except ValueError as error:
-        raise DatasetError(f"{path} is not JSON: {error}") from error
-    missing = set(_LISTS) - set(content if isinstance(content, dict) else ())
+        raise DatasetError(f"{path} is not JSON: {error}. Name a COCO file.") from error
+    missing = [key for key in _LISTS if key not in (content if isinstance(content, dict) else ())]
     if missing:
-        raise DatasetError(f"{path} is not a COCO detection file: it lacks {sorted(missing)}.")
+        raise DatasetError(f"{path} lacks {', '.join(missing)}, which a COCO file has. Name a COCO file.")
     for key in _LISTS:
         if not isinstance(content[key], list):
             kind = type(content[key]).__name__
-            raise DatasetError(f"{path} is not a COCO detection file: `{key}` must be a list; got {kind}.")
+            raise DatasetError(f"{path} is no COCO file: `{key}` must be a list; got {kind}.")
     return content
+
+
+def require_file(path: Path) -> None:
+    """Raises: DatasetError for an annotation file that is not there."""
+    if not path.is_file():
+        raise DatasetError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}. {_remedy(path)}")
 
 
 def _record(

@@ -66,7 +66,7 @@ def gcoco_content(content: dict[str, Any]) -> dict[str, Any]:
     """
     categories = [c for c in content["categories"] if c["id"] not in REMOVED_IDS]
     if foreign := sorted({c["name"] for c in categories} - set(GCOCO_CLASSES)):
-        raise DatasetError(f"expected COCO's categories with COCO's ids; got {foreign[:5]}. GCOCO is made of COCO only")
+        raise DatasetError(f"GCOCO is made of COCO alone, with its categories and their ids; got {foreign[:5]}.")
     kept = [a for a in content["annotations"] if a["category_id"] not in REMOVED_IDS]
     boxes = [{key: value for key, value in a.items() if key != "segmentation"} for a in kept]
     return content | {"annotations": boxes, "categories": categories}

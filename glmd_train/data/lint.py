@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from glmd_runtime.boxes import xywh_to_xyxy
 from glmd_runtime.camera.looks import CLEAR, COLOURFUL, WARM_BLOODED, wilson
 from glmd_runtime.errors import DatasetError, SourceError
-from glmd_train.data.coco import check_annotation, expand, picture_folder, read_coco
+from glmd_train.data.coco import check_annotation, expand, picture_folder, read_coco, require_file
 from glmd_train.data.measures import Measures, measure
 
 Severity = Literal["error", "warning", "note"]
@@ -95,9 +95,12 @@ def lint(data: Sequence[Path], support: Sequence[Path] = (), progress: Progress 
         support: files of few-shot examples (or a training set) that `data` must not share pictures with.
         progress: called after every picture.
     Returns: the findings, errors first. Unlike `load_coco` it goes on after the first error.
-    Raises: DatasetError for wildcards that nothing matches.
+    Raises: DatasetError, before anything is read, for a file that does not exist and wildcards that nothing matches.
     """
-    data_sets, support_sets = ([_examine(f, progress) for p in paths for f in expand(p)] for paths in (data, support))
+    files = [[file for path in paths for file in expand(path)] for paths in (data, support)]
+    for file in (*files[0], *files[1]):
+        require_file(file)
+    data_sets, support_sets = ([_examine(file, progress) for file in some] for some in files)
     sets = [*data_sets, *support_sets]
     for together in (*([one] for one in data_sets), support_sets):
         _check_classes(together)
@@ -117,7 +120,7 @@ def _examine(file: Path, progress: Progress) -> LabelledSet:
     try:
         content = read_coco(file)
     except DatasetError as error:
-        one.add("error", "file", str(error))
+        one.add("error", "file", str(error).removeprefix(f"{file} "))
         return one
     _read_records(one, content)
     if not content["images"]:

@@ -30,10 +30,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from glmd_runtime.errors import UsageError
-from glmd_train.config import NetworkConfig, PreprocessConfig, TrainConfig, problems
+from glmd_train.config import NetworkConfig, PreprocessConfig, TrainConfig
 from glmd_train.data.gcoco import GCOCO_CLASSES
 from glmd_train.documents import read_yaml
 from glmd_train.official.keys import ADDED, CHANGED, DETECTRON2, FIXED, NO_EFFECT, THEIRS
+from glmd_train.problems import problems
 
 IFSOD_CLASSES = ("person", "car", "bicycle", "uav", "motorcycle", "truck", "bus", "bison", "deer", "dog", "boat")
 _COCO_CLASSES = (
@@ -146,11 +147,11 @@ def _read_flat(path: Path, depth: int = 0) -> _Values:
     try:
         content = read_yaml(path)
     except OSError as error:
-        raise UsageError(f"--config expects a YAML file; {path}: {error.strerror}") from error
+        raise UsageError(f"--config expects a YAML file; {path}: {error.strerror}. Name another file.") from error
     except ValueError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {error}. Correct it, or name another file.") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path} must hold keys and values; got {type(content).__name__}")
+        raise UsageError(f"{path} must hold keys and values; got {type(content).__name__}. Name another file.")
     base = content.pop("_BASE_", None)
     if depth == _MAX_BASES:
         raise UsageError(f"{path} has itself as _BASE_, or {_MAX_BASES} files one after the other. Name another file.")
@@ -345,4 +346,4 @@ def _checked(kind: type[_Config], values: dict[str, Any], path: Path) -> _Config
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path} cannot be translated:\n{problems(error)}") from error
+        raise UsageError(f"{path} cannot be translated:\n{problems(error, kind)}") from error

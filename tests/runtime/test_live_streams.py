@@ -272,16 +272,16 @@ def send_mpegts(port: int, stop: threading.Event, prefix: bytes) -> None:
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("rtsp://", "expected rtsp://user:password@host:554/path"),
+        ("rtsp://", "Expected rtsp://user:password@host:554/path"),
         ("rtsp://user:pa/ss@camera/x", "no @ but the one before the host"),
         ("udp://camera", "udp://@:5000"),
         ("udp://camera:port", "udp://@:5000"),
-        ("rtsp://camera/x?transport=sctp", "expected transport like transport=tcp"),
-        ("rtsp://camera/x?timeout=0", "expected timeout like timeout=5"),
-        ("rtsp://camera/x?celsius=0.01", "expected celsius like celsius=0.01,-273.15"),
-        ("v4l2://video0", "expected v4l2:///dev/video0"),
-        ("v4l2:///dev/video0?format=NV12", "expected format like format=Y16"),
-        ("v4l2:///dev/video0?size=640", "expected size like size=640x512"),
+        ("rtsp://camera/x?transport=sctp", "Expected transport like transport=tcp"),
+        ("rtsp://camera/x?timeout=0", "Expected timeout like timeout=5"),
+        ("rtsp://camera/x?celsius=0.01", "Expected celsius like celsius=0.01,-273.15"),
+        ("v4l2://video0", "Expected v4l2:///dev/video0"),
+        ("v4l2:///dev/video0?format=NV12", "Expected format like format=Y16"),
+        ("v4l2:///dev/video0?size=640", "Expected size like size=640x512"),
     ],
 )
 def test_a_wrong_address(uri: str, expected: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from glmd_runtime.errors import DatasetError, GlmdError
 from glmd_runtime.preprocess import PreprocessSpec, preprocess
-from glmd_train.config import AugmentConfig
+from glmd_train.config import AugmentConfig, data_path
 from glmd_train.data.coco import Record, expand, load_coco, load_coco_files
 from glmd_train.data.loaders import collate
 from glmd_train.data.transforms import augment
@@ -62,7 +62,7 @@ def test_classes_are_taken_by_name_and_crowds_are_ignore_regions(tmp_path: Path)
         (content(bbox=[-9, 5, 20, 30]), "inside its image"),
         (content(bbox=[10, 5, 20]), "x, y, width, height"),
         (content(bbox=None), "COCO's form"),
-        ({"images": []}, "lacks ['annotations', 'categories']"),
+        ({"images": []}, "lacks annotations, categories"),
         ([1, 2], "lacks"),
         ({**content(), "categories": ["person"]}, "COCO's form"),
         ({**content(), "images": [{"id": 1, "file_name": "a.png"}]}, "'height'"),
@@ -76,9 +76,21 @@ def test_a_wrong_annotation_file_is_one_clear_error(tmp_path: Path, values: Any,
     assert says in str(error.value)
 
 
+def test_the_data_folder_is_named_for_what_should_lie_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMD_DATA", str(tmp_path / "sets"))
+    for name in ("train.json", "*.json"):
+        with pytest.raises(DatasetError, match=r"Set GLMD_DATA to the folder of the data sets\.$"):
+            load_coco_files([data_path("${GLMD_DATA}/air/" + name, tmp_path)], ("person",))
+        with pytest.raises(DatasetError) as error:
+            load_coco_files([data_path(name, tmp_path)], ("person",))
+        assert "GLMD_DATA" not in str(error.value)
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="does not exist"):
+    with pytest.raises(DatasetError, match=r"none\.json does not exist\. Name a COCO file\.$"):
         load_coco(tmp_path / "none.json", ("person",))
+    with pytest.raises(DatasetError, match=r"is a folder\. Name a COCO file\.$"):
+        load_coco(tmp_path, ("person",))
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(DatasetError, match="not JSON"):
         load_coco(tmp_path / "bad.json", ("person",))

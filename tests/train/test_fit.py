@@ -63,13 +63,19 @@ def test_fit_learns_then_refuses_resumes_and_is_scored(config: Path, dataset: Pa
     ("change", "says"),
     [
         ("model.stride=7", "model.stride"),
-        ("iterations=0", "greater than or equal to 1"),
+        ("iterations=0", r"^--set iterations: it must be greater than or equal to 1; got 0\.$"),
         ("devices=0", "devices"),
         ("seed=-1", "seed"),
         ("train.0.annotations=x.json", "A list is given whole"),
         ("freeze=[head]", "freeze.0"),
         ("model.resnet={}", "belongs to the backbones"),
-        ("model.strid=8", "Extra inputs"),
+        ("model.strid=8", r"^--set model\.strid: there is no such key; did you mean stride\?$"),
+        ("sed=1", r"^--set sed: there is no such key; did you mean seed\?$"),
+        ("sed.x=1", r"^--set sed: there is no such key; did you mean seed\?$"),
+        ("train=[{anotations: x}]", r"train\.0\.annotations: there is no value; give one\.\n"
+         r"--set train\.0\.anotations: there is no such key; did you mean annotations\?$"),
+        ("model.resnet={group: 5}", r"^--set model\.resnet\.group: there is no such key; did you mean groups\?"),
+        ("model.xyz=1", r"no such key; expected one of class_names, backbone, .*roi_loss\.$"),
         ("model.class_names=[a, a]", "differ from each other"),
         ('model.class_names=[a, "b\\n"]', "expected a text"),
         ("nonsense", "key=value"),
@@ -103,8 +109,11 @@ def test_a_missing_configuration_and_bad_yaml(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not valid YAML"):
         load_config(tmp_path / "bad.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(UsageError, match="keys and values"):
+    with pytest.raises(UsageError, match=r"list\.yaml must hold keys .* got list\. Write lines of `key: value`\.$"):
         load_config(tmp_path / "list.yaml")
+    (tmp_path / "slip.yaml").write_text("sed: 1")
+    with pytest.raises(UsageError, match=r"slip\.yaml: sed: there is no such key; did you mean seed\?"):
+        load_config(tmp_path / "slip.yaml", ["iterations=5"])
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x80")
     with pytest.raises(UsageError, match="not valid YAML"):
         load_config(tmp_path / "binary.yaml")

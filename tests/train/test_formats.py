@@ -200,8 +200,12 @@ def test_a_wrong_voc_file_is_named(tmp_path: Path, xml: str, says: str) -> None:
 def test_missing_parts_of_a_set_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none does not exist"):
         convert(tmp_path / "none", tmp_path / "out.json")
-    with pytest.raises(UsageError, match=r"must be COCO .*YOLO .*Pascal VOC .*LabelMe .* It looks like none"):
+    unclear = r"must be COCO .*YOLO .*Pascal VOC .*LabelMe .* It looks like none.* or say with --format what it is\.$"
+    with pytest.raises(UsageError, match=unclear):
         convert(tmp_path, tmp_path / "out.json")
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(DatasetError, match=r"empty\.json lacks images, annotations, categories"):
+        convert(tmp_path / "empty.json", tmp_path / "out.json")
     folder = voc(tmp_path / "voc")
     with pytest.raises(UsageError, match=r"no split val"):
         convert(folder, tmp_path / "out.json", split="val")

@@ -93,7 +93,8 @@ def test_it_goes_on_after_the_first_error(tmp_path: Path) -> None:
         content["images"][2]["file_name"] = "none.png"
         content["categories"].append({"id": 2, "name": "dog"})
 
-    found = seen(lint([tmp_path / "missing.json", make(tmp_path / "a", [*SOUND, SOUND[5]], spoil)]))
+    (tmp_path / "other.json").write_text("{}")
+    found = seen(lint([tmp_path / "other.json", make(tmp_path / "a", [*SOUND, SOUND[5]], spoil)]))
     assert set(found) == {"file", "records", "picture", "empty class", "same picture"}
     assert len(found["records"]) == 2
     assert found["same picture"] == ("5.png = 12.png",)
@@ -169,10 +170,17 @@ def test_the_command_s_exit_code_and_json(tmp_path: Path) -> None:
     result = command("--data", sound)
     assert result.returncode == 0 and "white-hot" in result.stdout
     result = command("--data", sound, "--support", tmp_path / "a" / "*.json", "--json")
-    assert result.returncode == 1 and "1 errors in the data" in result.stderr
+    assert result.returncode == 1 and "1 error in the data; correct it" in result.stderr
     (leak,) = (f for f in json.loads(result.stdout)["findings"] if f["severity"] == "error")
     assert leak["check"] == "leak" and len(leak["where"]) == 12
     assert command("--data", tmp_path / "nothing*.json").returncode == 1
+
+
+def test_a_file_that_is_not_there_is_one_error_and_not_a_finding(tmp_path: Path) -> None:
+    result = command("--data", make(tmp_path / "a", SOUND), tmp_path / "none.json")
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert f"{tmp_path / 'none.json'} does not exist. Name a COCO file." in line
 
 
 @given(

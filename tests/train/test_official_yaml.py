@@ -146,7 +146,7 @@ def test_single_keys(key: str, value: Any, ours: str, expected: Any, tmp_path: P
         ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "only 'Res5ROIHeads' is implemented"),
         ("MODEL.MASK_ON", True, "only False is implemented"),
         ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "only False is implemented"),
-        ("MODEL.RESNETS.DEPTH", 18, "model.backbone: Input should be 'lite0', 'resnet50' or 'resnet101'; got"),
+        ("MODEL.RESNETS.DEPTH", 18, "model.backbone: it must be 'lite0', 'resnet50' or 'resnet101'; got"),
         ("MODEL.RPN.BBOX_OBJ_LOSS_TYPE", "focal", "'focal'; expected one of ['normal', 'CA']"),
         ("MODEL.RPN.PRE_NMS_TOPK_TEST", "many", "is 'many'; expected a value like 6000"),
         ("MODEL.PIXEL_MEAN", 103.5, "is 103.5; expected a value like [103.53"),
@@ -157,7 +157,7 @@ def test_single_keys(key: str, value: Any, ours: str, expected: Any, tmp_path: P
         ("DATASETS.TEST", "('coco_2017_val',)", "must train and test on data of the same classes"),
         ("INPUT.MAX_SIZE_TRAIN", 1000, "MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST differ"),
         ("MODEL.WEIGHTS", "detectron2://COCO-Detection/x/model_final.pkl", "Download the file"),
-        ("SOLVER.BASE_LR", -1.0, "learning_rate: Input should be greater than 0; got -1.0"),
+        ("SOLVER.BASE_LR", -1.0, "learning_rate: it must be greater than 0; got -1.0."),
         ("MODEL.RPN", None, "MODEL.RPN is no key"),
     ],
 )

@@ -128,7 +128,7 @@ def test_a_whole_training_configuration_will_do(tmp_path: Path) -> None:
     path.write_text(path.read_text() + yaml.safe_dump(training))
     assert describe(weights(), PTH, path, None).model.bins == 7
     path.write_text(path.read_text() + "preproces: {}\n")
-    with pytest.raises(UsageError, match="preproces: Extra inputs"):
+    with pytest.raises(UsageError, match=r"yaml: preproces: there is no such key; did you mean preprocess\?$"):
         describe(weights(), PTH, path, None)
 
 

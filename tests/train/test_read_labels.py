@@ -212,9 +212,11 @@ def test_forms_that_are_unclear_list_the_four(tmp_path: Path) -> None:
     pictures = picture(tmp_path / "a.png").parent
     four = r"must be COCO .*, YOLO .*, Pascal VOC .* or LabelMe .*"
     write(tmp_path / "notes.json", '{"contributor": "me"}')
-    for path in (tmp_path, tmp_path / "notes.json", tmp_path / "a.png"):
-        with pytest.raises(UsageError, match=four + "It looks like none of them"):
+    for path in (tmp_path, tmp_path / "a.png"):
+        with pytest.raises(UsageError, match=four + "It looks like none of them.* by `glmd-train prepare coco"):
             read_labels(path, pictures)
+    with pytest.raises(DatasetError, match=r"notes\.json lacks images, annotations, categories, which"):
+        read_labels(tmp_path / "notes.json", pictures)
     write(tmp_path / "a.json", labelme())
     assert detect(tmp_path) == "labelme"
     write(tmp_path / "a.xml", xml())

@@ -28,6 +28,7 @@ _FORMS = (
     "COCO (a .json file; annotations/*.json), YOLO (data.yaml or classes.txt, labels/*.txt), Pascal VOC (*.xml) or "
     "LabelMe (*.json, one a picture)"
 )
+_MAKE_COCO = "or make a COCO file by `glmd-train prepare coco --format FORM`"
 
 
 def convert(path: Path, out: Path, form: str | None = None, split: str | None = None) -> Content:
@@ -42,7 +43,7 @@ def convert(path: Path, out: Path, form: str | None = None, split: str | None = 
     Raises: UsageError for an unknown form, and for a divided set without `split`; DatasetError, naming file and line
         or record, for whatever is wrong in the set.
     """
-    content, folder = _read(path, None, form, split)
+    content, folder = _read(path, None, form, split, "or say with --format what it is")
     with whole_file(out) as partial:
         partial.write_text(json.dumps(with_image_folder(content, folder, out)))
     return content
@@ -61,13 +62,13 @@ def read_labels(annotations: Path, images: Path | None, form: str | None = None)
     Returns: COCO's content, checked, and the folder that its file names start at.
     Raises: as `convert`; DatasetError for a label whose picture is not in `images`.
     """
-    return _read(annotations, images, form, None)
+    return _read(annotations, images, form, None, _MAKE_COCO)
 
 
-def _read(path: Path, images: Path | None, form: str | None, split: str | None) -> Loaded:
+def _read(path: Path, images: Path | None, form: str | None, split: str | None, remedy: str) -> Loaded:
     if not path.exists():
         raise DatasetError(f"{path} does not exist. Name a data set's folder, or the file that describes it.")
-    form = form or detect(path)
+    form = form or detect(path, remedy)
     if form not in READERS:
         raise UsageError(f"The form of labels must be one of {', '.join(READERS)}; got {form!r}.")
     content, folder = READERS[form](path, split, PictureIndex(images) if images else None)
@@ -82,14 +83,17 @@ def _class_names(content: Content, source: Path) -> tuple[str, ...]:
         raise DatasetError(f"{source} has a category that is not of COCO's form: {error!r}.") from error
 
 
-def detect(path: Path) -> str:
-    """The form of a data set, by its files: a name of `READERS`. Raises: UsageError for none or several."""
+def detect(path: Path, remedy: str = _MAKE_COCO) -> str:
+    """The form of a data set, by its files: a name of `READERS`.
+
+    Raises: UsageError for none or several, which ends with a `remedy`.
+    """
     found = _forms_of_file(path) if path.is_file() else _forms_of_folder(path)
     if len(found) != 1:
         state = f"It looks like {' and '.join(found)} at once" if found else "It looks like none of them"
         raise UsageError(
-            f"{path} must be {_FORMS}, or IFSOD's folder. {state}. Name the file or folder with the labels alone, or "
-            "make a COCO file by `glmd-train prepare coco --format FORM`."
+            f"{path} must be {_FORMS}, or IFSOD's folder. {state}. Name the file or folder with the labels alone, "
+            f"{remedy}."
         )
     return found[0]
 
@@ -102,8 +106,7 @@ def _forms_of_file(file: Path) -> list[str]:
     if file.suffix.lower() != ".json":
         return []
     json_of(file)  # damaged, it is no form at all but an error of its own
-    kind = json_kind(file)
-    return [kind] if kind else []
+    return [json_kind(file) or "coco"]  # whose reader says what it lacks
 
 
 def _forms_of_folder(folder: Path) -> list[str]:

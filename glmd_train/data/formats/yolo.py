@@ -161,7 +161,7 @@ def _parsed(file: Path) -> Any:
     try:
         return parse_yaml(text_of(file, YAML_BYTES))
     except ValueError as error:
-        raise DatasetError(f"{file} is not YAML: {error}") from error
+        raise DatasetError(f"{file} is not YAML: {error}. Correct it.") from error
 
 
 def _entry(file: Path, root: Path, entry: str) -> list[Path]:
