@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmd_runtime.commands.command import run_command
+from glmd_runtime.commands.parser import Parser
 from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from glmd_train.checkpoint import Checkpoint
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt_rtx", "tensorrt")
-_EXIT_CODES = (
-    "exit codes: 0 done, 1 failed, 2 usage, 3 the answers differ or INT8 costs too much (no bundle is left), "
-    "4 the precision was not honoured, 5 unsupported here. "
-    "example: glmd-export --ckpt models/thermal_lite0.safetensors --fp16"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(parser(), run, arguments, extra="export", stopped="nothing was written")
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def parser() -> Parser:
+    top = Parser(
         prog="glmd-export",
         description="Export a checkpoint to a bundle, and prove that the bundle gives the checkpoint's answers.",
-        epilog=_EXIT_CODES,
+        codes={3: "the answers differ from the checkpoint's, or INT8 costs too much; no bundle is left"},
+        example="glmd-export --ckpt models/thermal_lite0.safetensors --fp16",
     )
     _add_model(top.add_argument_group("model"))
     _add_engines(top.add_argument_group("what the bundle holds beside model.onnx"))

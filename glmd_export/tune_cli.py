@@ -16,6 +16,7 @@ from glmd_export.cli import canvas_size, progress
 from glmd_runtime import backends
 from glmd_runtime.bundle import Bundle, check_target, open_bundle
 from glmd_runtime.commands.command import run_command
+from glmd_runtime.commands.parser import Parser
 from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
 from glmd_runtime.tuned import cores
 
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 PROPOSALS = (50, 100, 150, 200)
 SHRINK = (0.75, 0.5)  # of the bundle's canvas, in steps of ...
 STEP = 32  # ... pixels
-_EXIT_CODES = (
-    "exit codes: 0 done, 1 failed, or nothing is within the budget, 2 usage, 3 nothing within it gives the right "
-    "answers, 4 the precision was not honoured, 5 unsupported here; only 0 leaves a bundle. "
-    "example: glmd-tune models/thermal_lite0.glmd --data val.json --budget-ms 40 -o fast.glmd"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,12 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(parser(), run, arguments, extra="export", stopped="nothing was written")
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def parser() -> Parser:
+    top = Parser(
         prog="glmd-tune",
         description="Find the most accurate setting of a bundle that is fast enough on this machine, and write it as a "
                     "new bundle, verified like an export.",
-        epilog=_EXIT_CODES,
+        codes={
+            0: "done; no other leaves a bundle", 1: "failed, or nothing is within the budget",
+            3: "nothing within the budget gives the right answers",
+        },
+        example="glmd-tune models/thermal_lite0.glmd --data val.json --budget-ms 40 -o fast.glmd",
     )
     add = top.add_argument
     add("bundle", type=Path, metavar="X.glmd", help="stays as it is")

@@ -14,11 +14,12 @@ import pytest
 
 from glmd_export.cli import parser as export_parser
 from glmd_export.tune_cli import parser as tune_parser
-from glmd_runtime import __version__
+from glmd_runtime import __version__, errors
 from glmd_runtime.commands.command import run_command
 from glmd_runtime.commands.doctor import doctor_parser
 from glmd_runtime.commands.run import run_parser
 from glmd_runtime.commands.verify import verify_parser
+from glmd_runtime.errors import EXIT_CODES
 from glmd_train.cli import parser as train_parser
 
 TOPS = (run_parser, verify_parser, doctor_parser, train_parser, export_parser, tune_parser)
@@ -41,10 +42,52 @@ def test_help_is_whole_and_its_example_can_be_given(top: object, parser: argpars
     assert re.fullmatch(r"[A-Z][^.]*\..*", parser.description or ""), "a sentence says what it does"
     undocumented = [a.dest for a in parser._actions if not a.help and not isinstance(a, argparse._SubParsersAction)]
     assert undocumented == []
-    [example] = re.findall(r"example: (.+)$", " ".join((parser.epilog or "").split()))
-    assert example.startswith(parser.prog)
-    top().parse_args(shlex.split(example)[1:])
-    assert example.split()[0] in parser.format_help()
+    codes, examples = parser.format_help().partition("exit codes:\n")[2].split("\n\nexample:\n")
+    assert [int(line.split()[0]) for line in codes.splitlines()] == list(EXIT_CODES)
+    commands = examples.replace("\\\n", " ").splitlines()
+    assert commands and all(command.split()[: len(parser.prog.split())] == parser.prog.split() for command in commands)
+    for command in commands:
+        top().parse_args(shlex.split(command)[1:])
+
+
+def test_an_exit_code_means_the_same_in_every_command_or_more() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GlmdError)]
+    assert {0, *(kind.exit_code for kind in kinds), 130} == set(EXIT_CODES)
+    assert "  0    the default path works\n" in doctor_parser().format_help()
+    assert "  2    a wrong option, value or configuration\n" in doctor_parser().format_help()
+
+
+@pytest.mark.parametrize(
+    ("top", "words", "said"),
+    [
+        (run_parser, "--engine x --sorce y", "glmd-run: error: --sorce is no option; did you mean --source[?]"),
+        (run_parser, "--engine x --sorce=y", "glmd-run: error: --sorce is no option; did you mean --source[?]"),
+        (run_parser, "--engine x --sourc y", "glmd-run: error: --sourc is no option; did you mean --source[?]"),
+        (run_parser, "--engine x --source y --zzz", "glmd-run: error: --zzz is no option"),
+        (train_parser, "teach --imags x", "glmd-train teach: error: --imags is no option; did you mean --images[?]"),
+        (train_parser, "prepare lint --dat x", "glmd-train prepare lint: .*--dat is no option; did you mean --data[?]"),
+        (train_parser, "--versoin teach", "glmd-train: error: --versoin is no option; did you mean --version[?]"),
+        (train_parser, "tech", "glmd-train: error: .* 'tech' .*; did you mean teach[?]"),
+        (verify_parser, "x --backend tensort", "glmd-verify: error: .* 'tensort' .*; did you mean tensorrt[?]"),
+        (verify_parser, "x --backend abacus", "glmd-verify: error: .*: invalid choice: 'abacus' .*[)]"),
+        (export_parser, "--fp16", "glmd-export: error: the following arguments are required: --ckpt"),
+    ],
+)
+def test_a_slip_is_named_without_the_whole_usage(
+    top: object, words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_command(top(), lambda options: None, words.split())
+    see, error = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(said, error)
+    assert see == f"see {error.partition(':')[0]} --help"
+
+
+def test_words_that_only_look_like_options_are_values() -> None:
+    options = run_parser().parse_args(["--engine", "x", "--source", "-", "--score", "-1", "--json", "-"])
+    assert (options.source, options.score, str(options.json)) == (["-"], -1, "-")
+    assert str(export_parser().parse_args(["--ckpt", "x", "-oy.glmd"]).output) == "y.glmd"
+    assert verify_parser().parse_args(["--", "--x"]).bundle.name == "--x"
 
 
 @pytest.mark.parametrize("top", TOPS, ids=lambda top: top().prog)

@@ -18,7 +18,8 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "convert", help="checkpoints and configurations of the published code and of detectron2, and back",
         description="Convert checkpoints and configurations of the published code and of detectron2, or back to them.",
-        epilog=f"{_WAYS}. example: glmd-train convert --checkpoint model.pth --classes names.txt -o model.safetensors",
+        epilog=f"{_WAYS}.",
+        example="glmd-train convert --checkpoint model.pth --classes names.txt -o model.safetensors",
     )
     add = one.add_argument
     add("--checkpoint", type=Path, metavar="FILE", help="a .safetensors checkpoint, or weights in a .pth or .pkl file")

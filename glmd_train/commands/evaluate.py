@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "eval", help="AP, recall and false alarms of checkpoints or bundles on COCO-format data",
         description="Measure AP, recall and false alarms of checkpoints or bundles on COCO-format data.",
-        epilog="example: glmd-train eval --engine models/thermal_lite0.glmd --data val.json",
+        example="glmd-train eval --engine models/thermal_lite0.glmd --data val.json",
     )
     model = one.add_mutually_exclusive_group(required=True)
     model.add_argument("--checkpoint", type=Path, nargs="+", metavar="FILE",

@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "fit", help="train as a YAML configuration says, base classes or a few shots",
         description="Train as a YAML configuration says: base classes, or a few shots.",
-        epilog="example: glmd-train fit --config glmd_train/configs/lite0.yaml --set seed=1 --dry-run",
+        example="glmd-train fit --config glmd_train/configs/lite0.yaml --set seed=1 --dry-run",
     )
     add = one.add_argument
     add("--config", type=Path, required=True, metavar="YAML", help="YAML file, see glmd_train/configs")

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "prepare", help="make, draw, convert and check data sets",
         description="Make, draw, convert and check data sets.",
-        epilog="example: glmd-train prepare lint --data labels.json",
+        example="glmd-train prepare lint --data labels.json",
     )
     kinds = one.add_subparsers(required=True, metavar="KIND")
     for add in (_add_gcoco, _add_fewshot, _add_coco, _add_lint):
@@ -28,7 +28,7 @@ def _add_gcoco(kinds: Any) -> None:
     one = kinds.add_parser(
         "gcoco", help="COCO in grey, without the classes that thermal sets share with it",
         description="Make GCOCO: COCO in grey, without the classes that thermal sets share with it.",
-        epilog="example: glmd-train prepare gcoco --coco coco/ --out gcoco/",
+        example="glmd-train prepare gcoco --coco coco/ --out gcoco/",
     )
     one.add_argument("--coco", type=Path, required=True, help="COCO's folder: annotations, train2017, val2017")
     one.add_argument("--out", type=Path, required=True, help="folder to write; a stopped build is continued")
@@ -51,7 +51,7 @@ def _add_fewshot(kinds: Any) -> None:
     one = kinds.add_parser(
         "fewshot", help="draw K labelled boxes of each class, for each seed",
         description="Draw K labelled boxes of each class, for each seed, and write the lists to train and test with.",
-        epilog="example: glmd-train prepare fewshot --annotations all.json --shots 1 10 --seeds 0 1 2 "
+        example="glmd-train prepare fewshot --annotations all.json --shots 1 10 --seeds 0 1 2 "
         "--protocol strict --out shots/",
     )
     add = one.add_argument
@@ -81,7 +81,7 @@ def _add_coco(kinds: Any) -> None:
     one = kinds.add_parser(
         "coco", help="a YOLO, Pascal VOC, COCO or IFSOD data set as one COCO file",
         description="Write a YOLO, Pascal VOC, LabelMe, COCO or IFSOD data set as one COCO file.",
-        epilog="example: glmd-train prepare coco --from my_yolo_set/ --out all.json",
+        example="glmd-train prepare coco --from my_yolo_set/ --out all.json",
     )
     add = one.add_argument
     add("--from", type=Path, required=True, dest="source", metavar="PATH", help="the set's folder, or its file")
@@ -103,7 +103,7 @@ def _add_lint(kinds: Any) -> None:
     one = kinds.add_parser(
         "lint", help="what is doubtful in data sets: labels, pictures, polarity, duplicates",
         description="Say what is doubtful in data sets: labels, pictures, polarity, duplicates.",
-        epilog="example: glmd-train prepare lint --data labels.json",
+        example="glmd-train prepare lint --data labels.json",
     )
     one.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="COCO files to examine")
     one.add_argument("--support", type=Path, nargs="+", default=[], metavar="FILE",

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "prototypes", help="add prototypical calibration (PCB) of scores to a checkpoint",
         description="Add prototypical calibration (PCB) of scores to a checkpoint.",
-        epilog="example: glmd-train prototypes --checkpoint model.safetensors --support shots/seed0/10shot.json "
+        example="glmd-train prototypes --checkpoint model.safetensors --support shots/seed0/10shot.json "
         "-o pcb.safetensors",
     )
     add = one.add_argument

@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
         "teach", help="a few labelled pictures of something new -> a calibrated detector of it",
         description="Fine-tune a base model on a few labelled pictures of new classes, choose a score threshold for "
         "each, add prototypes. The model knows the taught classes, not the base's.",
-        epilog="example: glmd-train teach --images pictures/ --annotations labels.json -o my_model",
+        example="glmd-train teach --images pictures/ --annotations labels.json -o my_model",
     )
     add = one.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="the pictures")
