@@ -30,9 +30,10 @@ def _add_gcoco(kinds: Any) -> None:
         description="Make GCOCO: COCO in grey, without the classes that thermal sets share with it.",
         example="glmd-train prepare gcoco --coco coco/ --out gcoco/",
     )
-    one.add_argument("--coco", type=Path, required=True, help="COCO's folder: annotations, train2017, val2017")
-    one.add_argument("--out", type=Path, required=True, help="folder to write; a stopped build is continued")
-    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a CPU)")
+    add = one.add_argument
+    add("--coco", type=Path, required=True, metavar="DIR", help="COCO's folder: annotations, train2017, val2017")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write; a stopped build is continued")
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a CPU)")
     one.set_defaults(run=_run_gcoco)
 
 
@@ -55,14 +56,14 @@ def _add_fewshot(kinds: Any) -> None:
         "--protocol strict --out shots/",
     )
     add = one.add_argument
-    add("--annotations", type=Path, required=True, help="COCO file to draw from")
-    add("--images", type=Path, help="folder that its file names start at, where it cannot be found")
+    add("--annotations", type=Path, required=True, metavar="FILE", help="COCO file to draw from")
+    add("--images", type=Path, metavar="DIR", help="folder that its file names start at, where it cannot be found")
     add("--shots", type=int, nargs="+", required=True, metavar="K", help="boxes of each class")
     add("--seeds", type=int, nargs="+", required=True, metavar="SEED", help="one draw each")
     add("--protocol", choices=("paper", "strict"), required=True,
         help="paper: the published draw; strict: support pictures are taken out of the test list")
     add("--classes", nargs="+", default=[], metavar="NAME", help="draw these alone (default: all)")
-    add("--out", type=Path, required=True, help="folder to write seed<S> folders into")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write seed<S> folders into")
     one.set_defaults(run=_run_fewshot)
 
 
@@ -79,7 +80,7 @@ def _run_fewshot(options: argparse.Namespace) -> None:
 
 def _add_coco(kinds: Any) -> None:
     one = kinds.add_parser(
-        "coco", help="a YOLO, Pascal VOC, COCO or IFSOD data set as one COCO file",
+        "coco", help="a YOLO, Pascal VOC, LabelMe, COCO or IFSOD data set as one COCO file",
         description="Write a YOLO, Pascal VOC, LabelMe, COCO or IFSOD data set as one COCO file.",
         example="glmd-train prepare coco --from my_yolo_set/ --out all.json",
     )
@@ -87,7 +88,7 @@ def _add_coco(kinds: Any) -> None:
     add("--from", type=Path, required=True, dest="source", metavar="PATH", help="the set's folder, or its file")
     add("--out", type=Path, required=True, metavar="FILE.json", help="file to write; pictures stay where they are")
     add("--format", choices=("yolo", "voc", "labelme", "coco", "ifsod"), help="where it is not seen from the files")
-    add("--split", help="train, val or test, of a set that is divided")
+    add("--split", metavar="NAME", help="train, val or test, of a set that is divided")
     one.set_defaults(run=_run_coco)
 
 
