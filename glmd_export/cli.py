@@ -8,10 +8,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glmd_export import usage
 from glmd_runtime.commands.command import run_command
 from glmd_runtime.commands.parser import Parser
 from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
     output = options.output or Path((options.ckpt.stem or "model") + ".glmd")
     _check_usage(options, output)
     with progress() as step:
-        step("load the libraries")
+        step("loading the libraries")
         from glmd_export.exporter import export_bundle
         from glmd_train.checkpoint import load_checkpoint
 
@@ -153,30 +153,24 @@ def _write_report(options: argparse.Namespace, report: VerifyReport, output: Pat
 def _check_usage(options: argparse.Namespace, output: Path) -> None:
     """What can be said before anything is loaded."""
     from glmd_runtime.bundle import check_target
+    from glmd_train.given import check_checkpoint
 
     if options.proposals is not None and not 1 <= options.proposals <= 1000:
         raise UsageError(f"--proposals must be 1 to 1000; got {options.proposals}.")
     if not 1 <= options.batch <= 8:
         raise UsageError(f"--batch must be 1 to 8; got {options.batch}.")
-    if output.suffix != ".glmd":
-        raise UsageError(f"A bundle's name ends in .glmd; got {output}. Use -o {output.with_suffix('.glmd')}.")
+    usage.check_name(output)
     named = sorted({"tensorrt", "tensorrt_rtx"} & set(options.engines or ()))
     if named and not (options.fp16 or options.int8):
         raise UsageError(f"{' and '.join(named)} run FP16 and INT8; say which: --fp16, or --int8 --calib DIR.")
-    if options.calib and not options.calib.is_dir():
-        raise UsageError(f"--calib expects a folder of pictures; {options.calib} is none.")
+    usage.check_pictures(options.calib)
     if options.int8 != (options.calib is not None):
         raise UsageError("--int8 and --calib DIR go together: INT8 is calibrated on pictures like the camera's.")
     if not 0 <= options.max_drop <= 100:
         raise UsageError(f"--max-drop is in points of AP, 0..100; got {options.max_drop}.")
-    for path in options.data:
-        if not path.is_file():
-            raise UsageError(f"--data expects COCO annotation files; {path} does not exist.")
-    for path in filter(None, (options.junit, options.plot)):
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"{path} cannot be written: its folder does not exist. Make it, or choose another path.")
-    if options.plot and find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib. Run in the SDK's folder: pip install '.[export]'")
+    usage.check_reports(options.plot, options.junit)
+    check_checkpoint(options.ckpt, options.config, options.classes)
+    usage.check_data(options.data)
     check_target(output, overwrite=options.overwrite)
 
 

@@ -7,17 +7,17 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glmd_export import usage
 from glmd_export.cli import canvas_size, progress
 from glmd_runtime import backends
 from glmd_runtime.bundle import Bundle, check_target, open_bundle
 from glmd_runtime.commands.command import run_command
 from glmd_runtime.commands.parser import Parser
-from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
+from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.tuned import cores
 
 if TYPE_CHECKING:
@@ -85,14 +85,18 @@ def _add_checkpoint(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Raises: GlmdError, with the exit code in its class."""
+    from glmd_train.given import check_checkpoint
+
     _check_usage(options)
     bundle = open_bundle(options.bundle)
     ckpt, why_not = find_checkpoint(bundle, options.ckpt)
     if why_not:
         _check_own_engines(options, why_not)
         print(f"Only the bundle's own engines are tried: {why_not}", file=sys.stderr)
+    if ckpt:
+        check_checkpoint(ckpt, options.config, options.classes)
     with progress() as step:
-        step("load the libraries")
+        step("loading the libraries")
         from glmd_export.tune import tune
         from glmd_train.checkpoint import load_checkpoint
 
@@ -140,29 +144,22 @@ def _check_usage(options: argparse.Namespace) -> None:
     for name, least, most in (("proposals", 1, 1000), ("threads", 1, 1024)):
         if wrong := [n for n in getattr(options, name) or () if not least <= n <= most]:
             raise UsageError(f"--{name} must be {least} to {most}; got {wrong[0]}.")
-    for path in options.data:
-        if not path.is_file():
-            raise UsageError(f"--data expects COCO annotation files; {path} does not exist.")
-    if options.calib and not options.calib.is_dir():
-        raise UsageError(f"--calib expects a folder of pictures; {options.calib} is none.")
+    usage.check_pictures(options.calib)
     for name in options.backends or ():
         backends.require(name)
     _check_outputs(options)
+    usage.check_data(options.data)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
     output, plot = options.output, options.plot
-    if output.suffix != ".glmd":
-        raise UsageError(f"A bundle's name ends in .glmd; got {output}. Use -o {output.with_suffix('.glmd')}.")
+    usage.check_name(output)
     for path in filter(None, (output, plot)):
         if path.resolve().is_relative_to(options.bundle.resolve()):
             raise UsageError(f"{options.bundle} is sealed and stays as it is; {path} is in it. Choose another path.")
     if plot and plot.suffix not in (".svg", ".png"):
         raise UsageError(f"--plot must end in .svg or .png; got {plot}.")
-    if plot and not plot.absolute().parent.is_dir():
-        raise UsageError(f"{plot} cannot be written: its folder does not exist. Make it, or choose another path.")
-    if plot and find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib. Run in the SDK's folder: pip install '.[export]'")
+    usage.check_reports(plot)
     check_target(output, overwrite=options.overwrite)
 
 

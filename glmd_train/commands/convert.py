@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import UsageError
 
 _WAYS = (
@@ -43,10 +44,14 @@ def run(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     """A file of weights alone is written as such, under published names; a checkpoint in float32, so that nothing is
     lost."""
-    import torch
+    from glmd_train.given import check_checkpoint
 
-    from glmd_train.checkpoint import load_checkpoint, save_checkpoint
-    from glmd_train.official.weights import write_official
+    check_checkpoint(options.checkpoint, options.config, options.classes)
+    with loading_libraries():
+        import torch
+
+        from glmd_train.checkpoint import load_checkpoint, save_checkpoint
+        from glmd_train.official.weights import write_official
 
     checkpoint = load_checkpoint(options.checkpoint, config=options.config, classes=options.classes)
     if options.output.suffix == ".pth":
