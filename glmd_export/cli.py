@@ -8,11 +8,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glmd_export import usage
 from glmd_runtime.commands.command import run_command
+from glmd_runtime.commands.parser import Parser
 from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from glmd_train.checkpoint import Checkpoint
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt_rtx", "tensorrt")
-_EXIT_CODES = (
-    "exit codes: 0 done, 1 failed, 2 usage, 3 the answers differ or INT8 costs too much (no bundle is left), "
-    "4 the precision was not honoured, 5 unsupported here. "
-    "example: glmd-export --ckpt models/thermal_lite0.safetensors --fp16"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(parser(), run, arguments, extra="export", stopped="nothing was written")
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def parser() -> Parser:
+    top = Parser(
         prog="glmd-export",
         description="Export a checkpoint to a bundle, and prove that the bundle gives the checkpoint's answers.",
-        epilog=_EXIT_CODES,
+        codes={3: "the answers differ from the checkpoint's, or INT8 costs too much; no bundle is left"},
+        example="glmd-export --ckpt models/thermal_lite0.safetensors --fp16",
     )
     _add_model(top.add_argument_group("model"))
     _add_engines(top.add_argument_group("what the bundle holds beside model.onnx"))
@@ -97,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
     output = options.output or Path((options.ckpt.stem or "model") + ".glmd")
     _check_usage(options, output)
     with progress() as step:
-        step("load the libraries")
+        step("loading the libraries")
         from glmd_export.exporter import export_bundle
         from glmd_train.checkpoint import load_checkpoint
 
@@ -156,30 +153,24 @@ def _write_report(options: argparse.Namespace, report: VerifyReport, output: Pat
 def _check_usage(options: argparse.Namespace, output: Path) -> None:
     """What can be said before anything is loaded."""
     from glmd_runtime.bundle import check_target
+    from glmd_train.given import check_checkpoint
 
     if options.proposals is not None and not 1 <= options.proposals <= 1000:
         raise UsageError(f"--proposals must be 1 to 1000; got {options.proposals}.")
     if not 1 <= options.batch <= 8:
         raise UsageError(f"--batch must be 1 to 8; got {options.batch}.")
-    if output.suffix != ".glmd":
-        raise UsageError(f"A bundle's name ends in .glmd; got {output}. Use -o {output.with_suffix('.glmd')}.")
+    usage.check_name(output)
     named = sorted({"tensorrt", "tensorrt_rtx"} & set(options.engines or ()))
     if named and not (options.fp16 or options.int8):
         raise UsageError(f"{' and '.join(named)} run FP16 and INT8; say which: --fp16, or --int8 --calib DIR.")
-    if options.calib and not options.calib.is_dir():
-        raise UsageError(f"--calib expects a folder of pictures; {options.calib} is none.")
+    usage.check_pictures(options.calib)
     if options.int8 != (options.calib is not None):
         raise UsageError("--int8 and --calib DIR go together: INT8 is calibrated on pictures like the camera's.")
     if not 0 <= options.max_drop <= 100:
         raise UsageError(f"--max-drop is in points of AP, 0..100; got {options.max_drop}.")
-    for path in options.data:
-        if not path.is_file():
-            raise UsageError(f"--data expects COCO annotation files; {path} does not exist.")
-    for path in filter(None, (options.junit, options.plot)):
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"{path} cannot be written: its folder does not exist. Make it, or choose another path.")
-    if options.plot and find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib. Run in the SDK's folder: pip install '.[export]'")
+    usage.check_reports(options.plot, options.junit)
+    check_checkpoint(options.ckpt, options.config, options.classes)
+    usage.check_data(options.data)
     check_target(output, overwrite=options.overwrite)
 
 

@@ -7,16 +7,17 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glmd_export import usage
 from glmd_export.cli import canvas_size, progress
 from glmd_runtime import backends
 from glmd_runtime.bundle import Bundle, check_target, open_bundle
 from glmd_runtime.commands.command import run_command
-from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
+from glmd_runtime.commands.parser import Parser
+from glmd_runtime.errors import CheckpointError, UsageError
 from glmd_runtime.tuned import cores
 
 if TYPE_CHECKING:
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 PROPOSALS = (50, 100, 150, 200)
 SHRINK = (0.75, 0.5)  # of the bundle's canvas, in steps of ...
 STEP = 32  # ... pixels
-_EXIT_CODES = (
-    "exit codes: 0 done, 1 failed, or nothing is within the budget, 2 usage, 3 nothing within it gives the right "
-    "answers, 4 the precision was not honoured, 5 unsupported here; only 0 leaves a bundle. "
-    "example: glmd-tune models/thermal_lite0.glmd --data val.json --budget-ms 40 -o fast.glmd"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,12 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(parser(), run, arguments, extra="export", stopped="nothing was written")
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def parser() -> Parser:
+    top = Parser(
         prog="glmd-tune",
         description="Find the most accurate setting of a bundle that is fast enough on this machine, and write it as a "
                     "new bundle, verified like an export.",
-        epilog=_EXIT_CODES,
+        codes={
+            0: "done; no other leaves a bundle", 1: "failed, or nothing is within the budget",
+            3: "nothing within the budget gives the right answers",
+        },
+        example="glmd-tune models/thermal_lite0.glmd --data val.json --budget-ms 40 -o fast.glmd",
     )
     add = top.add_argument
     add("bundle", type=Path, metavar="X.glmd", help="stays as it is")
@@ -85,14 +85,18 @@ def _add_checkpoint(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Raises: GlmdError, with the exit code in its class."""
+    from glmd_train.given import check_checkpoint
+
     _check_usage(options)
     bundle = open_bundle(options.bundle)
     ckpt, why_not = find_checkpoint(bundle, options.ckpt)
     if why_not:
         _check_own_engines(options, why_not)
         print(f"Only the bundle's own engines are tried: {why_not}", file=sys.stderr)
+    if ckpt:
+        check_checkpoint(ckpt, options.config, options.classes)
     with progress() as step:
-        step("load the libraries")
+        step("loading the libraries")
         from glmd_export.tune import tune
         from glmd_train.checkpoint import load_checkpoint
 
@@ -140,29 +144,22 @@ def _check_usage(options: argparse.Namespace) -> None:
     for name, least, most in (("proposals", 1, 1000), ("threads", 1, 1024)):
         if wrong := [n for n in getattr(options, name) or () if not least <= n <= most]:
             raise UsageError(f"--{name} must be {least} to {most}; got {wrong[0]}.")
-    for path in options.data:
-        if not path.is_file():
-            raise UsageError(f"--data expects COCO annotation files; {path} does not exist.")
-    if options.calib and not options.calib.is_dir():
-        raise UsageError(f"--calib expects a folder of pictures; {options.calib} is none.")
+    usage.check_pictures(options.calib)
     for name in options.backends or ():
         backends.require(name)
     _check_outputs(options)
+    usage.check_data(options.data)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
     output, plot = options.output, options.plot
-    if output.suffix != ".glmd":
-        raise UsageError(f"A bundle's name ends in .glmd; got {output}. Use -o {output.with_suffix('.glmd')}.")
+    usage.check_name(output)
     for path in filter(None, (output, plot)):
         if path.resolve().is_relative_to(options.bundle.resolve()):
             raise UsageError(f"{options.bundle} is sealed and stays as it is; {path} is in it. Choose another path.")
     if plot and plot.suffix not in (".svg", ".png"):
         raise UsageError(f"--plot must end in .svg or .png; got {plot}.")
-    if plot and not plot.absolute().parent.is_dir():
-        raise UsageError(f"{plot} cannot be written: its folder does not exist. Make it, or choose another path.")
-    if plot and find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib. Run in the SDK's folder: pip install '.[export]'")
+    usage.check_reports(plot)
     check_target(output, overwrite=options.overwrite)
 
 

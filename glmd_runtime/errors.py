@@ -16,6 +16,16 @@
 
 from __future__ import annotations
 
+EXIT_CODES = {
+    0: "done",
+    1: "failed",
+    2: "a wrong option, value or configuration",
+    3: "the answers differ from the checkpoint's",
+    4: "the precision that was asked for was not honoured",
+    5: "this machine cannot do it",
+    130: "interrupted",
+}
+
 
 class GlmdError(Exception):
     """Base of all errors a user can cause or meet; `exit_code` is what a command returns for it."""

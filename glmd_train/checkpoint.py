@@ -17,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from glmd_runtime.errors import CheckpointError, UsageError
+from glmd_runtime.errors import CheckpointError
 from glmd_runtime.files.documents import parse_json
 from glmd_runtime.files.scratch import whole_file
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_train.classifier import Pcb
 from glmd_train.config import ModelConfig
+from glmd_train.given import WEIGHTS_ALONE, check_checkpoint
 from glmd_train.model.detector import GLMDNet, build_model
 from glmd_train.official.names import published_name
 from glmd_train.official.weights import check_told, from_official, is_official
@@ -102,19 +103,8 @@ def load_checkpoint(path: Path, *, config: Path | None = None, classes: Path | N
         weights that are no numbers;
         UsageError if `config` or `classes` is lacking, contradicts the weights, or is given for a .safetensors file.
     """
-    if not path.is_file():
-        state = "is a folder" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"Checkpoint {path} {state}. Expected a .safetensors file of glmd-train, or a .pth file.")
-    if path.suffix in (".pth", ".pt", ".pkl"):
-        return _load_pth(path, config, classes)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"A checkpoint is a .safetensors file of glmd-train, or .pth, .pt or .pkl; got {path}.")
-    if config or classes:
-        raise UsageError(
-            f"{path} carries its own class names and configuration. Leave out --config and --classes; "
-            "they are for files of weights alone."
-        )
-    return _load_safetensors(path)
+    check_checkpoint(path, config, classes)
+    return _load_pth(path, config, classes) if path.suffix in WEIGHTS_ALONE else _load_safetensors(path)
 
 
 def _load_pth(path: Path, config: Path | None, classes: Path | None) -> Checkpoint:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from glmd_runtime.commands.command import run_command
+from glmd_runtime.commands.parser import Parser
 from glmd_train.commands import convert, evaluate, fit, prepare, prototypes, teach
 
 
@@ -16,10 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(parser(), lambda options: options.run(options), arguments, extra="train", stopped=stopped)
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def parser() -> Parser:
+    top = Parser(
         prog="glmd-train", description="Train and score thermal few-shot detectors.",
-        epilog="example: glmd-train teach --images pictures/ --annotations labels.json -o my_model",
+        example="glmd-train teach --images pictures/ --annotations labels.json -o my_model",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in (teach, prepare, fit, prototypes, evaluate, convert):

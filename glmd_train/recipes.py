@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glmd_train.checkpoint import Checkpoint
 from glmd_train.config import DatasetConfig, TrainConfig, read_yaml, validated
+
+if TYPE_CHECKING:
+    from glmd_train.checkpoint import Checkpoint
 
 FOLDER = Path(__file__).parent / "configs" / "recipes"
 DEFAULT = "default"

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from glmd_runtime.errors import CheckpointError, UsageError
-from glmd_runtime.files.documents import read_bytes
 from glmd_train.config import ModelConfig, NetworkConfig, PreprocessConfig, ResNetConfig, load_network_config
+from glmd_train.given import read_names
 from glmd_train.model.backbone import CUTS
 from glmd_train.model.resnet import BLOCKS
 from glmd_train.official.configuration import (
@@ -40,7 +40,6 @@ _NUMBERS = frozenset({
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 })
-_NAMES_BYTES = 1 << 20  # of a file of class names
 
 
 @dataclass(frozen=True)
@@ -242,8 +241,6 @@ def describe(weights: Mapping[str, Tensor], path: Path, config: Path | None, cla
     """
     found = Architecture.of_weights(weights, path)
     published = config is not None and is_published_yaml(config)
-    if config and classes and not published:
-        raise UsageError("--config and --classes both name the classes; leave one of them out.")
     if config and published:
         return _fitting(_translated(weights, path, config, classes), found, path, config)
     if config:
@@ -262,7 +259,7 @@ def _translated(weights: Mapping[str, Tensor], path: Path, config: Path, classes
             f"{config} has ENABLE_DECOUPLE: False, with which the published code skips affine layers that {path} "
             "was trained with. Give the configuration of its own training."
         )
-    return published_network(config, _read_names(classes) if classes else None)
+    return published_network(config, read_names(classes) if classes else None)
 
 
 def _fitting(network: NetworkConfig, found: Architecture, path: Path, config: Path) -> NetworkConfig:
@@ -273,7 +270,7 @@ def _fitting(network: NetworkConfig, found: Architecture, path: Path, config: Pa
 
 def _named(found: Architecture, path: Path, classes: Path, weights: Mapping[str, Tensor]) -> NetworkConfig:
     """Class names with the defaults of the trunk."""
-    names = _read_names(classes)
+    names = read_names(classes)
     if len(names) != found.classes:
         raise UsageError(
             f"{classes} has {len(names)} class names, {path} has {found.classes} classes. "
@@ -317,14 +314,6 @@ def has_affine(weights: Mapping[str, Tensor], layers: tuple[str, ...] = ("affine
     """Whether the affine layers do anything; detectron2's own detectors have none."""
     identity = {f"{layer}.{part}": value for layer in layers for part, value in (("weight", 1.0), ("bias", 0.0))}
     return any(bool((weights[key] != value).any()) for key, value in identity.items() if key in weights)
-
-
-def _read_names(classes: Path) -> tuple[str, ...]:
-    try:
-        lines = read_bytes(classes, _NAMES_BYTES).decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--classes expects a text file with one name a line; {classes}: {error}.") from error
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _command(found: Architecture, path: Path) -> str:

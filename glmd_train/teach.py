@@ -25,12 +25,12 @@ from glmd_train.data.formats import read_labels
 from glmd_train.data.lint import Finding
 from glmd_train.data.measures import measure
 from glmd_train.evaluate import detect, torch_predict
+from glmd_train.given import background_pictures
 from glmd_train.lesson.support import judge, scenes
 from glmd_train.lesson.thresholds import LOWEST, HeldOut, best_f1, frames_to_show, held_out, quiet_threshold
 from glmd_train.loop import fit
 from glmd_train.prototypes import add_pcb, calibrated_frame
 from glmd_train.recipes import DEFAULT, fine_tuning
-from glmd_train.scores.runs import background_pictures
 
 FOLDS = 2
 # Of the pictures that a batch draws, about this part is background, where there is any.

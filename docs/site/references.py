@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import distribution
 from unittest.mock import patch
+
+from glmd_runtime.commands.parser import Parser
+from glmd_runtime.errors import EXIT_CODES
 
 # What an application uses beside `glmd_runtime`'s own names: module -> names.
 MODULES = {
@@ -54,12 +57,16 @@ def commands() -> str:
     """commands.md."""
     lines = [
         "# Commands", "",
-        "What `--help` says, made from the code. Exit codes: 0 done, 1 failed, 2 usage, 3 the engine's answers differ "
-        "from the checkpoint's, 4 the precision was not honoured, 5 unsupported here.", "",
+        "What `--help` says, made from the code. Exit codes, where a command does not say more:", "",
+        *_codes(EXIT_CODES),
     ]
     for parser in parsers().values():
         lines += _described(parser, parser.description or "", 2)
     return "\n".join(lines)
+
+
+def _codes(meanings: Mapping[int, str]) -> list[str]:
+    return ["| exit code | meaning |", "| --- | --- |", *(f"| {n} | {text} |" for n, text in meanings.items()), ""]
 
 
 def _described(parser: argparse.ArgumentParser, text: str, level: int) -> Iterator[str]:
@@ -70,6 +77,9 @@ def _described(parser: argparse.ArgumentParser, text: str, level: int) -> Iterat
         yield from ("```text", parser.format_usage().removeprefix("usage: ").rstrip(), "```", "")
         yield from ("| option | meaning |", "| --- | --- |", *map(_row, filter(_is_shown, parser._actions)), "")
         yield from (parser.epilog or "", "")
+        if isinstance(parser, Parser):
+            yield from _codes(parser.codes) if parser.codes else ()
+            yield from ("```text", parser.example, "```", "")
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

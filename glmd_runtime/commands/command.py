@@ -102,6 +102,13 @@ def _fail(prog: str, text: str, code: int) -> int:
     return code
 
 
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Say on stderr, where somebody can see it, why nothing happens: PyTorch takes a minute on a busy machine."""
+    with Console(stderr=True).status("loading the libraries"):
+        yield
+
+
 class _Loading(logging.Handler):
     """What building an engine has to say: the last of it beside a spinner, warnings on lines of their own."""
 

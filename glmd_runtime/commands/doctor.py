@@ -9,22 +9,22 @@ from typing import Any
 
 from rich.console import Console
 
+from glmd_runtime.commands.parser import Parser
 from glmd_runtime.doctor import diagnose
 
-_EPILOG = """\
-each line: ok, warn (works, with a drawback), fail (does not work) or - (not here, not needed); what was looked at; what
-was found; the command that mends it
-exit codes: 0 the default path works, else 5, or what glmd-run would give for that bundle
-example: glmd-doctor models/thermal_lite0.glmd
-"""
+_LINES = (
+    "each line: ok, warn (works, with a drawback), fail (does not work) or - (not here, not needed); what was looked "
+    "at; what was found; the command that mends it"
+)
 
 
-def doctor_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def doctor_parser() -> Parser:
+    parser = Parser(
         "glmd-doctor",
         description="Say what this machine can run, and which command mends what does not work.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_LINES,
+        codes={0: "the default path works", 1: "the bundle fails, as in glmd-run", 5: "the default path does not work"},
+        example="glmd-doctor models/thermal_lite0.glmd",
     )
     parser.add_argument("bundle", nargs="?", type=Path, help="the one to try (default: the shipped one, or a tiny one)")
     parser.add_argument("--prune", action="store_true", help="remove cached engines that are of no use any more")

@@ -23,6 +23,7 @@ from glmd_runtime.camera.bad_pixels import read_bad_pixels
 from glmd_runtime.camera.front_end import Camera
 from glmd_runtime.commands.command import loading
 from glmd_runtime.commands.outputs import OUTPUTS, STDOUT, Outputs, numbered
+from glmd_runtime.commands.parser import Parser
 from glmd_runtime.detector import Detector
 from glmd_runtime.engines import BUILD
 from glmd_runtime.errors import GlmdError, UsageError
@@ -40,11 +41,11 @@ from glmd_runtime.view import PORT, View
 from glmd_runtime.web.listen import parse_address
 
 
-def run_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def run_parser() -> Parser:
+    parser = Parser(
         "glmd-run",
         description="Detect objects in video, pictures, cameras or a simulated scene.",
-        epilog="example: glmd-run --engine models/thermal_lite0.glmd --source 'sim://ground?seed=7&frames=90' "
+        example="glmd-run --engine models/thermal_lite0.glmd --source 'sim://ground?seed=7&frames=90' "
         "--picture best.png",
     )
     add = parser.add_argument

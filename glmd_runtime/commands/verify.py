@@ -10,17 +10,18 @@ from pathlib import Path
 from glmd_runtime.backends import BACKENDS, INSTALL
 from glmd_runtime.bundle import open_bundle
 from glmd_runtime.commands.command import loading
+from glmd_runtime.commands.parser import Parser
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import ParityError, UnsupportedError
 from glmd_runtime.verify import VerifyReport, VerifyRow, verify_bundle
 from glmd_runtime.verify_calibration import verify_calibration
 
 
-def verify_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def verify_parser() -> Parser:
+    parser = Parser(
         "glmd-verify",
         description="Check a bundle's engines against its own reference.",
-        epilog="example: glmd-verify models/thermal_lite0.glmd",
+        example="glmd-verify models/thermal_lite0.glmd",
     )
     parser.add_argument("bundle", type=Path, help="a bundle name.glmd")
     parser.add_argument("--backend", choices=BACKENDS, help="only this one (default: all that are installed)")

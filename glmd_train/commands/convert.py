@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import UsageError
 
 _WAYS = (
@@ -18,7 +19,8 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "convert", help="checkpoints and configurations of the published code and of detectron2, and back",
         description="Convert checkpoints and configurations of the published code and of detectron2, or back to them.",
-        epilog=f"{_WAYS}. example: glmd-train convert --checkpoint model.pth --classes names.txt -o model.safetensors",
+        epilog=f"{_WAYS}.",
+        example="glmd-train convert --checkpoint model.pth --classes names.txt -o model.safetensors",
     )
     add = one.add_argument
     add("--checkpoint", type=Path, metavar="FILE", help="a .safetensors checkpoint, or weights in a .pth or .pkl file")
@@ -42,10 +44,14 @@ def run(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     """A file of weights alone is written as such, under published names; a checkpoint in float32, so that nothing is
     lost."""
-    import torch
+    from glmd_train.given import check_checkpoint
 
-    from glmd_train.checkpoint import load_checkpoint, save_checkpoint
-    from glmd_train.official.weights import write_official
+    check_checkpoint(options.checkpoint, options.config, options.classes)
+    with loading_libraries():
+        import torch
+
+        from glmd_train.checkpoint import load_checkpoint, save_checkpoint
+        from glmd_train.official.weights import write_official
 
     checkpoint = load_checkpoint(options.checkpoint, config=options.config, classes=options.classes)
     if options.output.suffix == ".pth":

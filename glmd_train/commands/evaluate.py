@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "eval", help="AP, recall and false alarms of checkpoints or bundles on COCO-format data",
         description="Measure AP, recall and false alarms of checkpoints or bundles on COCO-format data.",
-        epilog="example: glmd-train eval --engine models/thermal_lite0.glmd --data val.json",
+        example="glmd-train eval --engine models/thermal_lite0.glmd --data val.json",
     )
     model = one.add_mutually_exclusive_group(required=True)
     model.add_argument("--checkpoint", type=Path, nargs="+", metavar="FILE",
@@ -53,9 +54,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from glmd_train.scores.report import print_runs, to_dict
-
     _check(options)
+    _check_paths(options)
+    with loading_libraries():
+        from glmd_train.scores.report import print_runs, to_dict
+
     results = evaluate_models(options)
     values = {data: to_dict(runs) for data, runs in results.items()}
     if options.out:
@@ -87,9 +90,24 @@ def _check(options: argparse.Namespace) -> None:
             raise UsageError(f"--out expects a folder; {options.out} is a file.")
 
 
+def _check_paths(options: argparse.Namespace) -> None:
+    """What will be read, a first time: the models are opened one after the other."""
+    from glmd_runtime.bundle import open_bundle
+    from glmd_train.given import background_pictures, check_checkpoint, check_data
+
+    for path in options.checkpoint or ():
+        check_checkpoint(path, options.config, options.classes)
+    for path in options.engine or ():
+        open_bundle(path.parent if path.is_file() else path)
+    check_data(options.data_per_model or options.data, options.images)
+    if options.background:
+        background_pictures(options.background)
+
+
 def evaluate_models(options: argparse.Namespace) -> dict[str, list[Run]]:
     """The runs of every model, by set as it was named; with --data-per-model they are one set."""
-    from glmd_train.scores.runs import background_pictures, detect_background, load_set, run_model, short_names
+    from glmd_train.given import background_pictures
+    from glmd_train.scores.runs import detect_background, load_set, run_model, short_names
 
     paths = options.checkpoint or options.engine
     pictures = background_pictures(options.background) if options.background else []

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmd_runtime.commands.command import loading_libraries
+
 if TYPE_CHECKING:
     from glmd_train.config import TrainConfig
 
@@ -15,7 +17,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "fit", help="train as a YAML configuration says, base classes or a few shots",
         description="Train as a YAML configuration says: base classes, or a few shots.",
-        epilog="example: glmd-train fit --config glmd_train/configs/lite0.yaml --set seed=1 --dry-run",
+        example="glmd-train fit --config glmd_train/configs/lite0.yaml --set seed=1 --dry-run",
     )
     add = one.add_argument
     add("--config", type=Path, required=True, metavar="YAML", help="YAML file, see glmd_train/configs")
@@ -36,7 +38,8 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _print_dry_run(config)
         return
-    from glmd_train.loop import fit
+    with loading_libraries():
+        from glmd_train.loop import fit
 
     fit(config, options.resume)
 
@@ -48,7 +51,9 @@ def _print_dry_run(config: TrainConfig) -> None:
     from rich.table import Table
 
     from glmd_runtime.files.documents import parse_json
-    from glmd_train.training.dry_run import dry_run
+
+    with loading_libraries():
+        from glmd_train.training.dry_run import dry_run
 
     result = dry_run(config, config.nodes * (1 if config.devices == "auto" else config.devices))
     print(yaml.safe_dump(parse_json(json.dumps(result.configuration)), sort_keys=False))

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "prepare", help="make, draw, convert and check data sets",
         description="Make, draw, convert and check data sets.",
-        epilog="example: glmd-train prepare lint --data labels.json",
+        example="glmd-train prepare lint --data labels.json",
     )
     kinds = one.add_subparsers(required=True, metavar="KIND")
     for add in (_add_gcoco, _add_fewshot, _add_coco, _add_lint):
@@ -28,11 +28,12 @@ def _add_gcoco(kinds: Any) -> None:
     one = kinds.add_parser(
         "gcoco", help="COCO in grey, without the classes that thermal sets share with it",
         description="Make GCOCO: COCO in grey, without the classes that thermal sets share with it.",
-        epilog="example: glmd-train prepare gcoco --coco coco/ --out gcoco/",
+        example="glmd-train prepare gcoco --coco coco/ --out gcoco/",
     )
-    one.add_argument("--coco", type=Path, required=True, help="COCO's folder: annotations, train2017, val2017")
-    one.add_argument("--out", type=Path, required=True, help="folder to write; a stopped build is continued")
-    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a CPU)")
+    add = one.add_argument
+    add("--coco", type=Path, required=True, metavar="DIR", help="COCO's folder: annotations, train2017, val2017")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write; a stopped build is continued")
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a CPU)")
     one.set_defaults(run=_run_gcoco)
 
 
@@ -51,18 +52,18 @@ def _add_fewshot(kinds: Any) -> None:
     one = kinds.add_parser(
         "fewshot", help="draw K labelled boxes of each class, for each seed",
         description="Draw K labelled boxes of each class, for each seed, and write the lists to train and test with.",
-        epilog="example: glmd-train prepare fewshot --annotations all.json --shots 1 10 --seeds 0 1 2 "
+        example="glmd-train prepare fewshot --annotations all.json --shots 1 10 --seeds 0 1 2 "
         "--protocol strict --out shots/",
     )
     add = one.add_argument
-    add("--annotations", type=Path, required=True, help="COCO file to draw from")
-    add("--images", type=Path, help="folder that its file names start at, where it cannot be found")
+    add("--annotations", type=Path, required=True, metavar="FILE", help="COCO file to draw from")
+    add("--images", type=Path, metavar="DIR", help="folder that its file names start at, where it cannot be found")
     add("--shots", type=int, nargs="+", required=True, metavar="K", help="boxes of each class")
     add("--seeds", type=int, nargs="+", required=True, metavar="SEED", help="one draw each")
     add("--protocol", choices=("paper", "strict"), required=True,
         help="paper: the published draw; strict: support pictures are taken out of the test list")
     add("--classes", nargs="+", default=[], metavar="NAME", help="draw these alone (default: all)")
-    add("--out", type=Path, required=True, help="folder to write seed<S> folders into")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write seed<S> folders into")
     one.set_defaults(run=_run_fewshot)
 
 
@@ -79,15 +80,15 @@ def _run_fewshot(options: argparse.Namespace) -> None:
 
 def _add_coco(kinds: Any) -> None:
     one = kinds.add_parser(
-        "coco", help="a YOLO, Pascal VOC, COCO or IFSOD data set as one COCO file",
+        "coco", help="a YOLO, Pascal VOC, LabelMe, COCO or IFSOD data set as one COCO file",
         description="Write a YOLO, Pascal VOC, LabelMe, COCO or IFSOD data set as one COCO file.",
-        epilog="example: glmd-train prepare coco --from my_yolo_set/ --out all.json",
+        example="glmd-train prepare coco --from my_yolo_set/ --out all.json",
     )
     add = one.add_argument
     add("--from", type=Path, required=True, dest="source", metavar="PATH", help="the set's folder, or its file")
     add("--out", type=Path, required=True, metavar="FILE.json", help="file to write; pictures stay where they are")
     add("--format", choices=("yolo", "voc", "labelme", "coco", "ifsod"), help="where it is not seen from the files")
-    add("--split", help="train, val or test, of a set that is divided")
+    add("--split", metavar="NAME", help="train, val or test, of a set that is divided")
     one.set_defaults(run=_run_coco)
 
 
@@ -103,7 +104,7 @@ def _add_lint(kinds: Any) -> None:
     one = kinds.add_parser(
         "lint", help="what is doubtful in data sets: labels, pictures, polarity, duplicates",
         description="Say what is doubtful in data sets: labels, pictures, polarity, duplicates.",
-        epilog="example: glmd-train prepare lint --data labels.json",
+        example="glmd-train prepare lint --data labels.json",
     )
     one.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="COCO files to examine")
     one.add_argument("--support", type=Path, nargs="+", default=[], metavar="FILE",

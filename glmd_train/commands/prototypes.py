@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "prototypes", help="add prototypical calibration (PCB) of scores to a checkpoint",
         description="Add prototypical calibration (PCB) of scores to a checkpoint.",
-        epilog="example: glmd-train prototypes --checkpoint model.safetensors --support shots/seed0/10shot.json "
+        example="glmd-train prototypes --checkpoint model.safetensors --support shots/seed0/10shot.json "
         "-o pcb.safetensors",
     )
     add = one.add_argument
@@ -35,10 +36,15 @@ def run(options: argparse.Namespace) -> None:
     _check_usage(options)
     from dataclasses import replace
 
-    from glmd_train.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
-    from glmd_train.classifier import load_classifier
     from glmd_train.data.coco import load_coco_files
-    from glmd_train.prototypes import add_pcb
+    from glmd_train.given import check_checkpoint, check_data
+
+    check_checkpoint(options.checkpoint)
+    check_data(options.support)
+    with loading_libraries():
+        from glmd_train.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
+        from glmd_train.classifier import load_classifier
+        from glmd_train.prototypes import add_pcb
 
     checkpoint = load_checkpoint(options.checkpoint)
     classifier = load_classifier(options.pcb_model, options.pcb_weights)

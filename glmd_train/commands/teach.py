@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add_parser(commands: Any) -> None:
         "teach", help="a few labelled pictures of something new -> a calibrated detector of it",
         description="Fine-tune a base model on a few labelled pictures of new classes, choose a score threshold for "
         "each, add prototypes. The model knows the taught classes, not the base's.",
-        epilog="example: glmd-train teach --images pictures/ --annotations labels.json -o my_model",
+        example="glmd-train teach --images pictures/ --annotations labels.json -o my_model",
     )
     add = one.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="the pictures")
@@ -50,8 +51,21 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     output, folder = _outputs(options)
+    _check_values(options)
+    _check_paths(options)
+    with loading_libraries():
+        from glmd_train.teach import read_lesson
+
+    lesson = read_lesson(options.images, options.annotations, options.base, options.classes, options.background)
+    if options.dry_run:
+        _print_judgement(lesson, options.json)
+    _refuse_errors(lesson)
+    if not options.dry_run:
+        _teach(lesson, output, folder, options)
+
+
+def _check_values(options: argparse.Namespace) -> None:
     from glmd_train.recipes import recipe_names
-    from glmd_train.teach import read_lesson
 
     if options.recipe not in recipe_names():
         raise UsageError(f"--recipe must be one of {', '.join(recipe_names())}; got {options.recipe!r}.")
@@ -61,12 +75,17 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(f"--false-alarms must be 0 or more, and finite; got {options.false_alarms}.")
     if not 0 <= options.seed < 2**32:
         raise UsageError(f"--seed must be 0 to {2**32 - 1}; got {options.seed}.")
-    lesson = read_lesson(options.images, options.annotations, options.base, options.classes, options.background)
-    if options.dry_run:
-        _print_judgement(lesson, options.json)
-    _refuse_errors(lesson)
-    if not options.dry_run:
-        _teach(lesson, output, folder, options)
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """What `read_lesson` will read, a first time, for it has to load PyTorch before."""
+    from glmd_train.data.formats import read_labels
+    from glmd_train.given import background_pictures, check_checkpoint
+
+    check_checkpoint(options.base)
+    read_labels(options.annotations, options.images)
+    if options.background:
+        background_pictures(options.background)
 
 
 def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import DatasetError, SourceError, UsageError
-from glmd_runtime.video.sources import PICTURE_SUFFIXES, read_picture
+from glmd_runtime.video.sources import read_picture
 from glmd_train.data.coco import Record, load_coco_files
 from glmd_train.evaluate import (
     EVAL_SCORE,
@@ -133,17 +133,6 @@ def class_groups(class_names: tuple[str, ...], base: Collection[str] | None) -> 
         groups["base"] = tuple(name for name in class_names if name in base)
         groups["novel"] = tuple(name for name in class_names if name not in base)
     return {name: classes for name, classes in groups.items() if classes}
-
-
-def background_pictures(folder: Path) -> list[Path]:
-    """Raises: DatasetError if the folder holds no picture."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    pictures = [p for p in files if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
-    if not pictures:
-        raise DatasetError(
-            f"--background expects a folder with pictures ({', '.join(PICTURE_SUFFIXES)}); {folder} holds none."
-        )
-    return pictures
 
 
 def short_names(paths: Iterable[Path]) -> list[str]:
