@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from glmd_runtime.commands.command import run_command
 from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
+from glmd_runtime.install import install_command
 
 if TYPE_CHECKING:
     from glmd_export.exporter import Recipe
@@ -179,7 +180,7 @@ def _check_usage(options: argparse.Namespace, output: Path) -> None:
         if not path.absolute().parent.is_dir():
             raise UsageError(f"{path} cannot be written: its folder does not exist. Make it, or choose another path.")
     if options.plot and find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib. Run in the SDK's folder: pip install '.[export]'")
+        raise UnsupportedError(f"--plot needs matplotlib. Run: {install_command('export')}")
     check_target(output, overwrite=options.overwrite)
 
 

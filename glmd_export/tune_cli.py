@@ -17,6 +17,7 @@ from glmd_runtime import backends
 from glmd_runtime.bundle import Bundle, check_target, open_bundle
 from glmd_runtime.commands.command import run_command
 from glmd_runtime.errors import CheckpointError, UnsupportedError, UsageError
+from glmd_runtime.install import install_command
 from glmd_runtime.tuned import cores
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     if plot and not plot.absolute().parent.is_dir():
         raise UsageError(f"{plot} cannot be written: its folder does not exist. Make it, or choose another path.")
     if plot and find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib. Run in the SDK's folder: pip install '.[export]'")
+        raise UnsupportedError(f"--plot needs matplotlib. Run: {install_command('export')}")
     check_target(output, overwrite=options.overwrite)
 
 
