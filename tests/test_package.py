@@ -103,7 +103,9 @@ def test_the_commands_of_a_wheel(installed: Path, tmp_path: Path) -> None:
     done = call(installed, tmp_path, "glmd-doctor", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     [path] = [one["what"] for one in json.loads(done.stdout)["findings"] if one["name"] == "default path"]
-    assert path.startswith("Detector(tiny.glmd) takes model.onnx")  # a wheel has no other bundle
+    assert path.startswith("Detector(tiny.glmd) takes model.onnx") and "no detector ships with the package" in path
+    mends = {one["mend"] for one in json.loads(done.stdout)["findings"]}
+    assert "pip install 'av>=15'" in mends and not [mend for mend in mends if "make" in mend or "[" in mend]
     for name in ("glmd-run", "glmd-verify", "glmd-doctor", "glmd-train", "glmd-export", "glmd-tune"):
         done = call(installed, tmp_path, name, "--help")
         assert done.returncode == 0 and f"usage: {name}" in done.stdout, done.stderr

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from glmd_runtime.doctor import diagnose
+from glmd_runtime.errors import GlmdError
 
 _EPILOG = """\
 each line: ok, warn (works, with a drawback), fail (does not work) or - (not here, not needed); what was looked at; what
 was found; the command that mends it
-exit codes: 0 the default path works, else 5, or what glmd-run would give for that bundle
+exit codes: 0 the default path works, 1 it does not, or the bundle is none
 example: glmd-doctor models/thermal_lite0.glmd
 """
 
@@ -33,7 +35,9 @@ def doctor_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises: GlmdError when the default path does not work."""
+    """Raises: BundleError before anything is tried; GlmdError when the default path does not work."""
+    if args.bundle:
+        _check(args.bundle)
     removed = _prune() if args.prune else []
     with Console(stderr=True).status("trying what is installed"):
         found = diagnose(args.bundle)
@@ -43,8 +47,15 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(map(str, found.findings)))
         if args.prune:
             print(f"pruned: {len(removed)} engines, {sum(entry['bytes'] for entry in removed) / 2**20:.1f} MiB")
-    if found.error:
-        raise found.error
+    if found.error:  # the reason has its line there
+        raise GlmdError("the default path does not work")
+
+
+def _check(bundle: Path) -> None:
+    with suppress(ImportError):  # of numpy or OpenCV, of which the diagnosis has more to say
+        from glmd_runtime.bundle import open_bundle
+
+        open_bundle(bundle)
 
 
 def _prune() -> list[dict[str, Any]]:
