@@ -72,6 +72,14 @@ def test_libraries_under_the_gpl_within_wheels_are_those_that_the_page_names() -
     assert holding <= {"av"}
 
 
+def test_the_container_gets_all_that_its_commands_are_made_of() -> None:
+    lines = re.findall(r"(?m)^COPY (.+) \S+$", (ROOT / "examples" / "Containerfile").read_text())
+    copied = {ROOT / name for line in lines for name in line.split()}
+    packages = {ROOT / target.split(".")[0] for target in PROJECT["scripts"].values()}
+    links = {path.resolve() for package in packages for path in package.rglob("*") if path.is_symlink()}
+    assert packages | links <= copied and all(path.exists() for path in copied)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The commands of a wheel that was installed as a stranger would, with the extra cpu."""
