@@ -2,7 +2,7 @@
 
     python -m benchmarks.picture
 
-Another machine's arithmetic gives other last digits and with them other pixels: make it for a new model, not on every run.
+Another machine has other last digits and with them other pixels: make it for a new model, not on every run.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from glmd_runtime import backends, boxes
 from glmd_runtime.backends import Tensors
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import SourceError, UnsupportedError
+from glmd_runtime.install import install_command
 from glmd_runtime.preprocess import PreprocessSpec, preprocess
 from glmd_runtime.verify import CONFIDENT, VerifyRow, greedy_pairs
 from glmd_runtime.video.sources import PICTURE_SUFFIXES, read_picture
@@ -57,7 +58,6 @@ _WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Which of near twins wins the final NMS is a matter of rounding: at IoU 0.8 bfloat16, whose accuracy is that of float,
 # finds 90% again; at 0.5, where detections count as right, 98.5%.
 MATCH_IOU, LEAST_AGREEMENT = 0.5, 0.95
-_INSTALL = "pip install '.[export]' in the SDK's folder"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def quantize_openvino(model: Path, out: Path, images: CalibrationImages, *, step
     try:
         import nncf
     except ModuleNotFoundError as error:
-        raise UnsupportedError(f"INT8 for OpenVINO needs nncf. Run: {_INSTALL}") from error
+        raise UnsupportedError(f"INT8 for OpenVINO needs nncf. Run: {install_command('export')}") from error
     import openvino
 
     nncf.set_log_level(logging.ERROR)

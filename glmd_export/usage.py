@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.install import install_command
 
 
 def check_name(output: Path) -> None:
@@ -37,4 +38,4 @@ def check_reports(plot: Path | None, *others: Path | None) -> None:
         if not path.absolute().parent.is_dir():
             raise UsageError(f"{path} cannot be written: its folder does not exist. Make it, or choose another path.")
     if plot and find_spec("matplotlib") is None:
-        raise UnsupportedError("--plot needs matplotlib. Run in the SDK's folder: pip install '.[export]'")
+        raise UnsupportedError(f"--plot needs matplotlib. Run: {install_command('export')}")

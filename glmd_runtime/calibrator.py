@@ -15,6 +15,7 @@ from glmd_runtime.bundle import PCB_MODEL, PROTOTYPES, Bundle
 from glmd_runtime.calibration import Calibration, read_prototypes
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, UnsupportedError
+from glmd_runtime.install import install_command
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry
 
@@ -99,6 +100,6 @@ def _first_installed(bundle: Bundle) -> str:
     if name is None:
         raise UnsupportedError(
             f"{bundle.path} calibrates scores (PCB), which runs on {' or '.join(readers())}; neither is installed. "
-            f"Run: {backends.INSTALL}. Or do without, by Detector(..., pcb=False)."
+            f"Do without, by Detector(..., pcb=False), or run: {install_command('cpu')}"
         )
     return name

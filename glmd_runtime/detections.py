@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import GlmdError, UnsupportedError
+from glmd_runtime.install import install_command
 
 if TYPE_CHECKING:
     import supervision
@@ -104,7 +105,7 @@ class Detections:
         try:
             import supervision
         except ModuleNotFoundError as error:
-            raise UnsupportedError("It needs supervision. Run: pip install '.[track]' in the SDK's folder") from error
+            raise UnsupportedError(f"It needs supervision. Run: {install_command('track')}") from error
         celsius = {} if self.temperatures is None else {"celsius": self.temperatures}
         return supervision.Detections(
             xyxy=self.xyxy, confidence=self.scores, class_id=self.class_ids, tracker_id=self.track_ids,

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, get_args
 
 from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.install import install_command
 from glmd_runtime.streams import Result, Stream
 from glmd_runtime.video.status import State
 from glmd_runtime.web.listen import Address
@@ -125,6 +126,6 @@ def import_client() -> Any:
     try:
         import prometheus_client
     except ModuleNotFoundError as error:
-        remedy = "pip install '.[live]' in the SDK's folder"
+        remedy = install_command("live")
         raise UnsupportedError(f"--metrics needs prometheus_client. Run: {remedy}") from error
     return prometheus_client

@@ -12,6 +12,7 @@ from glmd_runtime.backends.tensorrt import find_plugins
 from glmd_runtime.bundle import Bundle
 from glmd_runtime.engines import needs_plugins, open_engine
 from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
+from glmd_runtime.install import install_command
 from glmd_runtime.verify import VerifyReport
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _tuned_pair(bundle: Bundle) -> tuple[str, str] | None:
 
 def _open_fastest(bundle: Bundle, engines: Sequence[str], options: dict[str, Any]) -> Opened:
     if not backends.available():
-        raise UnsupportedError(f"No inference library is installed. Run: {backends.INSTALL}")
+        raise UnsupportedError(f"No inference library is installed. Run: {install_command('cpu')}")
     passed_over = ""
     for pair in _fastest(bundle, engines, _on(options["device"])):
         try:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from glmd_runtime.boxes import nms
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.install import install_command
 
 if TYPE_CHECKING:
     from glmd_runtime.video.frame import Frame
@@ -28,7 +29,6 @@ ONE_OBJECT_IOU = 0.5  # of boxes of two classes that are one object
 HALF_LIFE = 2.0  # seconds after which a vote counts half
 _FORGOTTEN = 60.0  # seconds without a vote after which a track's votes are dropped: it is over by then
 _LEAST_STEP = 1e-6  # seconds; what two frames of one time are taken apart, as time must not stand still
-INSTALL = "pip install '.[track]' in the SDK's folder"
 
 
 class Tracker:
@@ -149,6 +149,6 @@ def _load(kind: str, fps: float) -> Any:
     try:
         import trackers
     except ModuleNotFoundError as error:
-        raise UnsupportedError(f"Tracking needs the package trackers. Run: {INSTALL}") from error
+        raise UnsupportedError(f"Tracking needs the package trackers. Run: {install_command('track')}") from error
     limits = {"track_activation_threshold": 0.0} if kind == "bytetrack" else {}
     return getattr(trackers, KINDS[kind])(frame_rate=fps, high_conf_det_threshold=SURE, **limits)

@@ -24,6 +24,7 @@ from glmd_runtime.bundle import Bundle, Manifest, Reference
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, ParityError, PrecisionError, UnsupportedError
 from glmd_runtime.files.values import each, number, shown, text
+from glmd_runtime.install import install_command
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
 
@@ -166,7 +167,7 @@ def verify_bundle(
     if backend is not None:
         backends.require(backend)
     if not backends.available():
-        raise UnsupportedError(f"Verifying needs an inference library. Run: {backends.INSTALL}")
+        raise UnsupportedError(f"Verifying needs an inference library. Run: {install_command('cpu')}")
     rows = [check_preprocess(bundle.reference, bundle.manifest.preprocess)]
     for engine in bundle.manifest.engines:
         for name in backends.readers(engine):

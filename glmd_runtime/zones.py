@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.install import install_command
 
 Point = tuple[float, float]
-INSTALL = "pip install '.[track]' in the SDK's folder"
 
 
 class Line:
@@ -95,5 +95,5 @@ def _supervision() -> Any:
     try:
         import supervision
     except ModuleNotFoundError as error:
-        raise UnsupportedError(f"Lines and zones need supervision. Run: {INSTALL}") from error
+        raise UnsupportedError(f"Lines and zones need supervision. Run: {install_command('track')}") from error
     return supervision

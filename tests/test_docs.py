@@ -77,8 +77,18 @@ def test_what_is_not_run_says_why() -> None:
 
 
 def in_blocks(document: Path) -> list[str]:
-    """Commands of this SDK in blocks of code, whole: a line may go on in the next, and begin with others."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.M | re.S)
+    """Commands of this SDK in blocks of code of a document."""
+    return sh_commands(document.read_text())
+
+
+def installs(text: str) -> set[str]:
+    """The extras that lines of blocks install."""
+    return {extra for found in re.findall(r"(?m)^pip install '\.\[(.+?)\]'", text) for extra in found.split(",")}
+
+
+def sh_commands(text: str) -> list[str]:
+    """Whole: a line may go on in the next, and begin with others."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
     lines = [line for kind, block in blocks if kind in ("", "sh") for line in block.replace("\\\n", " ").splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r"&& |\| | > | # ", line)]
     return [part for part in parts if part.split(" ")[0] in PARSERS]
@@ -92,6 +102,39 @@ def test_commands_in_documents_parse(document: Path, capsys: pytest.CaptureFixtu
             PARSERS[command].parse_args(words)
         except SystemExit:
             pytest.fail(f"{line}: {capsys.readouterr().err}")
+
+
+# What a command in a block of code asks for, and the extras any of which brings it.
+NEEDS = (
+    (r"glmd-train ", {"train", "export", "all"}),
+    (r"glmd-(export|tune) ", {"export", "all"}),
+    (r"glmd-run .*(--save|--record|\.mp4|rtsp://|udp://)", {"video", "all"}),
+    (r"glmd-run .*--track", {"track", "all"}),
+    (r"glmd-run .*--metrics", {"live", "all"}),
+    (r"glmd-.*tensorrt_rtx", {"rtx"}),
+)
+
+
+def parts(document: Path) -> list[str]:
+    """What one reader follows: a page from its beginning, but of devices.md the section of his device."""
+    return re.split(r"(?m)^(?=## )", document.read_text()) if document.name == "devices.md" else [document.read_text()]
+
+
+FOLLOWED = [(f"{path.stem} {n}", part) for path in DOCUMENTS for n, part in enumerate(parts(path)) if installs(part)]
+
+
+@pytest.mark.parametrize("part", [part for _, part in FOLLOWED], ids=[name for name, _ in FOLLOWED])
+def test_what_a_page_installs_is_what_its_commands_need(part: str) -> None:
+    for line in sh_commands(part):
+        for pattern, extras in NEEDS:
+            assert not re.match(pattern, line) or extras & installs(part), line
+
+
+def test_a_page_of_devices_that_lacks_an_extra_would_be_found() -> None:
+    rtx = next(part for _, part in FOLLOWED if part.startswith("## GeForce"))
+    assert installs(rtx) == {"export", "rtx", "video"}
+    with pytest.raises(AssertionError, match=r"clip\.mp4"):
+        test_what_a_page_installs_is_what_its_commands_need(rtx.replace(",video", ""))
 
 
 @pytest.mark.parametrize("command", PARSERS)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from glmd_runtime.backends.base import Backend, Read, Tensors, run_padded
 from glmd_runtime.backends.cuda import why_no_device
 from glmd_runtime.errors import BundleError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.install import install_command
 
 __all__ = [
     "BACKENDS",
-    "INSTALL",
     "Backend",
     "Read",
     "Tensors",
@@ -32,27 +32,30 @@ class _Entry(NamedTuple):
     module: str
     class_name: str
     reads: tuple[str, ...]  # patterns of file names, the preferred first
-    install: str
+    extra: str  # of the SDK's, the one that brings the library
     cuda: bool = False
+    note: str = ""  # after the command, a comment to a shell
 
+    @property
+    def install(self) -> str:
+        return install_command(self.extra) + self.note
 
-INSTALL = "pip install '.[cpu]' in the SDK's folder"
-_INSTALL_OPENVINO = "pip install '.[openvino]' in the SDK's folder"
 
 BACKENDS = {
-    "openvino": _Entry("openvino", "OpenVinoBackend", ("openvino.*.xml", "model.onnx"), _INSTALL_OPENVINO),
+    "openvino": _Entry("openvino", "OpenVinoBackend", ("openvino.*.xml", "model.onnx"), "openvino"),
     "onnxruntime": _Entry(
-        "onnxruntime", "OnnxRuntimeBackend", ("model.onnx", "model.fp16.onnx", "model.int8.onnx"), INSTALL
+        "onnxruntime", "OnnxRuntimeBackend", ("model.onnx", "model.fp16.onnx", "model.int8.onnx"), "cpu"
     ),
     "tensorrt": _Entry(
         "tensorrt",
         "TensorRtBackend",
         ("model.plugin.fp16.onnx", "model.fp16.onnx", "model.s8.onnx"),
-        "pip install 'tensorrt>=10.3,<12'; on a Jetson use the system's: python3 -m venv --system-site-packages",
+        "tensorrt",
         cuda=True,
+        note="  # but on a Jetson use the system's: python3 -m venv --system-site-packages",
     ),
     "tensorrt_rtx": _Entry(
-        "tensorrt", "TensorRtRtxBackend", ("tensorrt_rtx.*.engine",), "pip install tensorrt-rtx-cu13==1.7.1.116", True
+        "tensorrt", "TensorRtRtxBackend", ("tensorrt_rtx.*.engine",), "rtx", cuda=True
     ),
 }
 

@@ -18,6 +18,7 @@ from glmd_runtime import __version__
 from glmd_runtime.commands.completion import add_completion
 from glmd_runtime.errors import GlmdError, UnsupportedError
 from glmd_runtime.files.scratch import full_disk, is_full
+from glmd_runtime.install import install_command
 
 # Each library has its own error for it, and they share no base.
 _OUT_OF_MEMORY = re.compile(r"MemoryError|out ?of ?memory|insufficient memory|can't allocate|bad alloc", re.IGNORECASE)
@@ -73,7 +74,7 @@ def imports_of(prog: str) -> Iterator[None]:
 
 def _import_remedy(error: ImportError, extra: str) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed. Run in the SDK's folder: pip install '.[{extra}]'"
+        return f"{error.name} is not installed. Run: {install_command(extra)}"
     return f"A library is installed but cannot be imported: {one_line(error)}. Run: glmd-doctor"
 
 

@@ -7,12 +7,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from glmd_runtime.backends import BACKENDS, INSTALL
+from glmd_runtime.backends import BACKENDS
 from glmd_runtime.bundle import open_bundle
 from glmd_runtime.commands.command import loading
 from glmd_runtime.commands.parser import Parser
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import ParityError, UnsupportedError
+from glmd_runtime.install import install_command
 from glmd_runtime.verify import VerifyReport, VerifyRow, verify_bundle
 from glmd_runtime.verify_calibration import verify_calibration
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         reasons = sorted({f"{row.engine} on {row.backend}, {row.reason}" for row in report.rows if row.reason})
         raise UnsupportedError(
             f"To be verified, an engine of {args.bundle} must run here; none did: "
-            f"{'; '.join(reasons) or 'no backend reads them'}. Name another backend, or run: {INSTALL}"
+            f"{'; '.join(reasons) or 'no backend reads them'}. Name another backend, or run: {install_command('cpu')}"
         )
 
 

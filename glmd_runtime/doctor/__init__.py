@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glmd_runtime.doctor import devices, machine, packages
-from glmd_runtime.doctor.finding import Finding
+from glmd_runtime.doctor.finding import Finding, remedied
 from glmd_runtime.errors import GlmdError, UnsupportedError
 
 SCHEMA = 1  # of `Diagnosis.to_dict`; goes up where a key changes its meaning
@@ -43,12 +43,14 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
     needed = packages.check_needed()
     findings = [*(finding for check in _FIRST for finding in check()), *needed]
     if broken := next((finding for finding in needed if finding.status == "fail"), None):
-        return _ended(findings, UnsupportedError(f"{broken.name} {broken.what}. Run: {broken.mend}"))
-    from glmd_runtime.doctor import cache, engines  # which need numpy
+        return _ended(findings, UnsupportedError(f"needs {broken.name}"))
+    from glmd_runtime.doctor import cache, engines, gpu  # which need numpy
 
     cached = cache.cached()
     found = tuple(map(cache.describe, cached))
-    findings += [*engines.check_gpu(), *engines.check_backends(), *engines.check_plugins(), *cache.check_cache(cached)]
+    there = gpu.look_for_gpu()
+    findings += [*gpu.check_gpu(there), *engines.check_backends(there), *engines.check_plugins(there)]
+    findings += cache.check_cache(cached)
     try:
         return Diagnosis((*findings, engines.check_default_path(bundle)), found, None)
     except GlmdError as error:
@@ -56,4 +58,4 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
 
 
 def _ended(findings: list[Finding], error: GlmdError, engines: tuple[dict[str, Any], ...] = ()) -> Diagnosis:
-    return Diagnosis((*findings, Finding("default path", "fail", str(error))), engines, error)
+    return Diagnosis((*findings, remedied("default path", "fail", str(error))), engines, error)

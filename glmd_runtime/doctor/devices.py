@@ -13,9 +13,9 @@ from pathlib import Path
 from glmd_runtime.doctor.finding import Finding
 from glmd_runtime.doctor.probe import probe
 from glmd_runtime.errors import GlmdError
+from glmd_runtime.install import install_command
 
 DEV, SYS = Path("/dev"), Path("/sys/class/video4linux")
-_INSTALL_VIDEO = "pip install '.[video]' in the SDK's folder"
 _ENCODERS = {"mpeg4": "--save", "ffv1": "--record"}  # FFmpeg's own; of others it takes what it has
 # struct v4l2_fmtdesc of <linux/videodev2.h>: index, type, flags, description, pixel format, the rest. VIDIOC_ENUM_FMT.
 _FMTDESC, _ENUM_FMT, _CAPTURE = struct.Struct("III32s4s16s"), 0xC0405602, 1
@@ -62,12 +62,13 @@ def _formats(node: Path) -> Iterator[str]:
 
 
 def check_video() -> list[Finding]:
+    mend = install_command("video")
     if find_spec("av") is None:
-        return [Finding("video", "-", "not installed; pictures, recorded arrays and sim:// need none", _INSTALL_VIDEO)]
+        return [Finding("video", "-", "not installed; pictures, recorded arrays and sim:// need none", mend)]
     try:
         found = probe("encoders", *_ENCODERS)
     except GlmdError as error:
-        return [Finding("video", "fail", f"PyAV does not work: {error}", _INSTALL_VIDEO)]
+        return [Finding("video", "fail", f"PyAV does not work: {error}", mend)]
     text = f"PyAV {found['version']}, FFmpeg {found['ffmpeg']}"
     if missing := found["missing"]:
         without = " and ".join(f"{name} ({_ENCODERS[name]})" for name in missing)

@@ -1,52 +1,50 @@
-"""GPUs, inference libraries, plugins, and whether a Detector works."""
+"""Inference libraries, plugins, and whether a Detector works."""
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from glmd_runtime.backends import BACKENDS
 from glmd_runtime.backends.tensorrt import find_plugins
-from glmd_runtime.doctor.finding import Finding
+from glmd_runtime.doctor.finding import Finding, remedied
+from glmd_runtime.doctor.gpu import Gpu
 from glmd_runtime.doctor.probe import probe
 from glmd_runtime.errors import GlmdError, UnsupportedError
+from glmd_runtime.install import checkout
 
 TINY = Path(__file__).with_name("tiny.glmd")
 SHIPPED = Path(__file__).parents[2] / "models" / "thermal_lite0.glmd"  # of a checkout; a wheel has none
 BUILD_TIMEOUT = 3600.0  # seconds; a board may take half an hour over an engine
-_DRIVERS = ("/proc/driver/nvidia/version", "/etc/nv_tegra_release")
+_NEEDS_GPU = "needs a GPU of NVIDIA to run"
+_NO_MODEL = "a built-in test model, as no detector ships with the package; try yours: glmd-doctor my_model.glmd"
 
 
-def check_gpu() -> list[Finding]:
-    drivers = [Path(path).read_text().splitlines()[0] for path in _DRIVERS if os.access(path, os.R_OK)]
-    said = ", ".join(drivers)
-    try:
-        found = probe("cuda")
-    except GlmdError as error:
-        found = {"why_not": str(error)}
-    if not found["why_not"]:
-        return [Finding("gpu", "ok", "; ".join(filter(None, (", ".join(found["devices"]), said))))]
-    why, _, mend = found["why_not"].partition(" Run: ")
-    if drivers:
-        return [Finding("gpu", "warn", f"{said}, but {why}", mend)]
-    return [Finding("gpu", "-", "no driver of NVIDIA")]
+def check_backends(gpu: Gpu) -> list[Finding]:
+    """A line each. What is not installed has a remedy where that helps: a GPU is there, or nothing else works."""
+    found = {name: _backend(name, gpu) for name in BACKENDS if find_spec(name)}
+    works = any(one.status == "ok" for name, one in found.items() if name != "tensorrt_rtx")  # which was only imported
+    helps = {name: gpu.there if entry.cuda else not works for name, entry in BACKENDS.items()}
+    return [found.get(name) or _absent(name, helps[name]) for name in BACKENDS]
 
 
-def check_backends() -> list[Finding]:
-    return [_backend(name) for name in BACKENDS]
+def _absent(name: str, helps: bool) -> Finding:
+    if BACKENDS[name].cuda and not helps:
+        return Finding(name, "-", f"not installed; {_NEEDS_GPU}")
+    return Finding(name, "-", "not installed", BACKENDS[name].install if helps else "")
 
 
-def _backend(name: str) -> Finding:
-    if find_spec(name) is None:
-        return Finding(name, "-", "not installed", BACKENDS[name].install)
+def _backend(name: str, gpu: Gpu) -> Finding:
     try:
         came = probe("version", name)["version"].split("-")[0]  # OpenVINO's goes on with its commit
-        if BACKENDS[name].cuda and (why := probe("cuda")["why_not"]):
-            return Finding(name, "-", f"{came}, {why}")
+        if BACKENDS[name].cuda and not gpu.there:
+            return Finding(name, "-", f"{came}; {_NEEDS_GPU}")
+        if BACKENDS[name].cuda and gpu.why_not:
+            return remedied(name, "-", f"{came}, {gpu.why_not}")
         if name == "tensorrt_rtx":
             return Finding(name, "ok", f"{came}, can be imported; its engines are built by glmd-export")
         found = _detect(TINY, name)
@@ -65,14 +63,22 @@ def _installed(module: str) -> str:
     return module
 
 
-def check_plugins() -> list[Finding]:
+def check_plugins(gpu: Gpu) -> list[Finding]:
     try:
         library = find_plugins()
     except UnsupportedError as error:
         return [Finding("plugins", "fail", str(error), "unset GLMD_PLUGIN_LIBRARY")]
     if library is None:
-        return [Finding("plugins", "-", "none built; TensorRT takes the plain graph", "make plugins")]
+        return [_no_plugins(gpu)]
     return [Finding("plugins", "ok", str(library))]
+
+
+def _no_plugins(gpu: Gpu) -> Finding:
+    if not gpu.there:
+        return Finding("plugins", "-", f"none built; {_NEEDS_GPU}")
+    folder = checkout()
+    mend = f"make -C {quote(str(folder))} plugins" if folder and (folder / "Makefile").is_file() else ""
+    return Finding("plugins", "-", "none built; TensorRT takes the plain graph", mend)
 
 
 def check_default_path(bundle: Path | None) -> Finding:
@@ -81,7 +87,7 @@ def check_default_path(bundle: Path | None) -> Finding:
     found = _detect(path, "auto")
     where = f"{found['engine']} ({found['precision']}) on {found['backend']}, {found['device']}"
     text = f"Detector({path.name}) takes {where} and gives its reference's answers"
-    return Finding("default path", "ok", text)
+    return Finding("default path", "ok", f"{text}; {_NO_MODEL}" if path == TINY else text)
 
 
 def _detect(bundle: Path, backend: str) -> dict[str, Any]:

@@ -29,3 +29,9 @@ class Finding:
     def __str__(self) -> str:
         line = f"{self.status:4}  {self.name:14}  {self.what}"
         return f"{line}  → {self.mend}" if self.mend else line
+
+
+def remedied(name: str, status: Status, text: str) -> Finding:
+    """A message that ends with a command, as a finding that has it in its place."""
+    what, _, mend = text.partition(" Run: ")
+    return Finding(name, status, what, mend)

@@ -1,7 +1,8 @@
-"""Python, the processor, and how much of it this process may use."""
+"""Python, the processor, and how much of it this process may use; whether there is a driver for a GPU."""
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -14,12 +15,18 @@ CPUINFO, CGROUP = Path("/proc/cpuinfo"), Path("/sys/fs/cgroup")
 _FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16",
 )  # fmt: skip
+DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/etc/nv_tegra_release"))  # the second on a Jetson
 _SLOW_WITHOUT = {"x86_64": "avx2", "aarch64": "asimd"}
 
 
 def check_python() -> list[Finding]:
     system = f"{platform.system()} {platform.machine()}"
     return [Finding("python", "ok", f"{platform.python_version()} on {system}, glmdnet-sdk {__version__}")]
+
+
+def nvidia_drivers() -> list[str]:
+    """What the drivers say of themselves, a line each; none where nothing of NVIDIA can run."""
+    return [path.read_text().splitlines()[0] for path in DRIVERS if os.access(path, os.R_OK)]
 
 
 def check_cpu() -> list[Finding]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 
+from glmd_runtime.doctor import machine
 from glmd_runtime.doctor.finding import Finding
 from glmd_runtime.doctor.probe import probe
 from glmd_runtime.errors import GlmdError
 
-# Of modules that several packages bring, the packages, the one to keep first.
+# Of modules that several packages bring, the packages, the one to keep first; onnxruntime-gpu only where a GPU is.
 _BUILDS = {
     "cv2": ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino", "onnxruntime-directml"),
@@ -47,7 +48,8 @@ def _clash(module: str, installed: Mapping[str, Sequence[str]]) -> Finding | Non
         return None
     versions = {version(name) for name in builds}
     text = f"{' and '.join(f'{name} {version(name)}' for name in builds)} are both the module {module}"
-    mend = f"pip uninstall -y {' '.join(builds)} && pip install {builds[0]}"
+    kept = next(name for name in builds if name != "onnxruntime-gpu" or machine.nvidia_drivers())
+    mend = f"pip uninstall -y {' '.join(builds)} && pip install {kept}"
     # Builds of OpenCV are alike in what is used here; those of ONNX Runtime hide each other's devices.
     alike = module == "cv2" and len(versions) == 1
     return Finding("packages", "warn" if alike else "fail", text, mend)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.errors import SourceError, UnsupportedError
+from glmd_runtime.install import install_command
 from glmd_runtime.thermal import Radiometry
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def import_av() -> Any:
     try:
         import av
     except ModuleNotFoundError as error:
-        remedy = "pip install '.[video]' in the SDK's folder"
+        remedy = install_command("video")
         raise UnsupportedError(f"Reading and writing video needs PyAV. Run: {remedy}") from error
     return av
 

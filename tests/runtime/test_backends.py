@@ -243,7 +243,7 @@ def test_wrong_values_are_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="one of openvino, onnxruntime, tensorrt, tensorrt_rtx; got 'tensorflow'"):
         backends.load("tensorflow", tiny_bundle / "model.onnx")
     monkeypatch.setattr(backends, "available", lambda: [])
-    with pytest.raises(UnsupportedError, match=r"not installed. Run: pip install '.\[openvino\]' in the SDK's folder"):
+    with pytest.raises(UnsupportedError, match=r"not installed. Run: pip install '/.*\[openvino\]'"):
         backends.load("openvino", tiny_bundle / "model.onnx")
 
 

@@ -16,6 +16,7 @@ import pytest
 from glmd_runtime import UnsupportedError, backends
 from glmd_runtime.bundle import open_bundle
 from glmd_runtime.doctor import cache, devices, diagnose, engines, machine, packages
+from glmd_runtime.doctor import gpu as gpus
 from glmd_runtime.doctor.finding import Finding
 from glmd_runtime.doctor.probe import probe
 from glmd_runtime.engines import open_engine
@@ -25,6 +26,7 @@ from tests.fakes import models
 from tests.fakes.gpu import FakeGpu
 
 ROOT = Path(__file__).parents[2]
+NO_GPU = gpus.Gpu("", "", "no CUDA device was found")
 NO_LIBGL = "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory')"
 
 
@@ -58,11 +60,22 @@ def test_the_whole_diagnosis_as_json(tiny_bundle: Path) -> None:
             assert "right answers" in finding["what"]
 
 
-def test_a_bundle_that_does_not_work_is_the_exit_code(own_bundle: Path) -> None:
+def test_what_is_no_bundle_is_refused_before_anything_is_tried(own_bundle: Path) -> None:
     (own_bundle / "model.onnx").write_bytes(b"no model")
-    done = command("doctor", own_bundle)
-    assert done.returncode == 1 and "fail  default path" in done.stdout
-    assert "Traceback" not in done.stderr and done.stderr.strip().splitlines()[-1].startswith("glmd-doctor: error: ")
+    for path, said in ((own_bundle, "model.onnx"), (own_bundle / "none.glmd", "is nothing. Make one with glmd-export")):
+        done = command("doctor", path)
+        assert done.returncode == 1 and done.stdout == ""
+        [line] = done.stderr.splitlines()
+        assert line.startswith("glmd-doctor: error: ") and said in line
+
+
+def test_a_bundle_that_does_not_work_is_the_exit_code(tmp_path: Path) -> None:
+    path = tiny.bundle(tmp_path / "t.glmd", verified=tiny.report("failed")).path
+    done = command("doctor", path)
+    assert done.returncode == 1
+    [line] = [line for line in done.stdout.splitlines() if "default path" in line]
+    assert line.startswith("fail") and "no engine that passed verification" in line
+    assert done.stderr.strip().splitlines()[-1] == "glmd-doctor: error: The default path does not work."
 
 
 def test_opencv_without_the_libraries_of_windows_is_explained(tmp_path: Path) -> None:
@@ -71,7 +84,7 @@ def test_opencv_without_the_libraries_of_windows_is_explained(tmp_path: Path) ->
     (tmp_path / "cv2" / "__init__.py").write_text(f"import sys\nsys.path.insert(1, __path__[0])\n{NO_LIBGL}")
     (tmp_path / "cv2" / "typing.py").write_text(NO_LIBGL)
     done = command("doctor", shadows=shadows)
-    assert done.returncode == 5 and "Traceback" not in done.stderr and "ok    numpy" in done.stdout
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "ok    numpy" in done.stdout
     [line] = [line for line in done.stdout.splitlines() if line.startswith("fail  cv2")]
     assert "libGL.so.1" in line and line.endswith("→ apt-get install libgl1 libglib2.0-0")
     for name in ("run", "verify"):
@@ -99,7 +112,7 @@ def test_a_broken_library_is_a_finding(
 ) -> None:
     monkeypatch.syspath_prepend(shadow(tmp_path, "openvino", code))
     monkeypatch.setattr(engines, "BACKENDS", {"openvino": backends.BACKENDS["openvino"]})
-    [finding] = engines.check_backends()
+    [finding] = engines.check_backends(NO_GPU)
     assert finding.status == "fail" and said in finding.what and finding.mend == backends.BACKENDS["openvino"].install
 
 
@@ -125,12 +138,6 @@ def test_a_library_that_hangs_is_given_up() -> None:
             "fail",
             "pip uninstall -y opencv-python opencv-contrib-python && pip install opencv-python",
         ),
-        (
-            {"onnxruntime": ["onnxruntime", "onnxruntime-gpu"]},
-            {"onnxruntime": "1.3", "onnxruntime-gpu": "1.3"},
-            "fail",
-            "pip uninstall -y onnxruntime-gpu onnxruntime && pip install onnxruntime-gpu",
-        ),
         ({}, {"torch": "2.6.0+cpu", "torchvision": "0.20"}, "fail", "pip install --force-reinstall torch torchvision"),
         ({}, {"torch": "2.5.0+cpu", "torchvision": "0.20"}, "ok", ""),
     ],
@@ -152,6 +159,15 @@ def test_packages_in_each_others_way(
     monkeypatch.setattr(packages, "requires", lambda name: ["numpy", "torch==2.5.0"])
     [finding] = packages.check_clashes()
     assert (finding.name, finding.status, finding.mend) == ("packages", status, mend)
+
+
+@pytest.mark.parametrize(("driver", "kept"), [("README.md", "onnxruntime-gpu"), ("no file", "onnxruntime")])
+def test_the_build_of_onnxruntime_that_is_kept(driver: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "DRIVERS", (ROOT / driver,))
+    monkeypatch.setattr(packages, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime", "onnxruntime-gpu"]})
+    monkeypatch.setattr(packages, "version", lambda name: "1.22")
+    clash = packages.check_clashes()[0]
+    assert clash.mend == f"pip uninstall -y onnxruntime-gpu onnxruntime && pip install {kept}"
 
 
 @pytest.mark.parametrize(
@@ -285,10 +301,67 @@ def test_a_gpu_and_what_is_cached(gpu: FakeGpu, tmp_path: Path) -> None:
 
 def test_a_gpu_that_is_gone_and_plugins_that_are_not_there(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.become("10.3.0", "")
-    found = {finding.name: finding for finding in engines.check_backends()}
+    monkeypatch.setattr(machine, "DRIVERS", (ROOT / "README.md",))
+    there = gpus.look_for_gpu()
+    found = {finding.name: finding for finding in [*gpus.check_gpu(there), *engines.check_backends(there)]}
+    assert found["gpu"].status == "warn" and "no CUDA device was found" in found["gpu"].what
     assert found["tensorrt"].status == "-" and "no CUDA device was found" in found["tensorrt"].what
     monkeypatch.setenv("GLMD_PLUGIN_LIBRARY", "/nothing/there.so")
-    assert [finding.status for finding in engines.check_plugins()] == ["fail"]
+    assert [finding.status for finding in engines.check_plugins(there)] == ["fail"]
+
+
+def found_by(checked: list[Finding]) -> dict[str, tuple[str, str]]:
+    return {finding.name: (finding.status, finding.mend) for finding in checked}
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines, "find_plugins", lambda: None)
+
+
+def test_without_a_gpu_nothing_for_one_is_proposed(nothing_installed: None) -> None:
+    found = engines.check_backends(NO_GPU)
+    assert found_by(found) == {
+        "openvino": ("-", f"pip install '{ROOT}[openvino]'"),
+        "onnxruntime": ("-", f"pip install '{ROOT}[cpu]'"),
+        "tensorrt": ("-", ""),
+        "tensorrt_rtx": ("-", ""),
+    }
+    [plugins] = engines.check_plugins(NO_GPU)
+    assert plugins.mend == ""
+    assert all(finding.what.endswith("needs a GPU of NVIDIA to run") for finding in [*found[2:], plugins])
+
+
+def test_with_a_driver_it_is(nothing_installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = gpus.Gpu("NVRM 570", "", f"it needs cuda-bindings. Run: {NO_GPU}")
+    found = found_by(engines.check_backends(there))
+    assert found["tensorrt"][1].startswith(f"pip install '{ROOT}[tensorrt]'")
+    assert found["tensorrt_rtx"] == ("-", f"pip install '{ROOT}[rtx]'")
+    assert found_by(engines.check_plugins(there)) == {"plugins": ("-", f"make -C {ROOT} plugins")}
+    monkeypatch.setattr("glmd_runtime.install.FOLDER", tmp_path)  # a wheel has no Makefile
+    assert found_by(engines.check_plugins(there)) == {"plugins": ("-", "")}
+
+
+def test_beside_one_that_works_no_other_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda name: name == "openvino" or None)
+    for status, mend in (("ok", ""), ("fail", f"pip install '{ROOT}[cpu]'")):
+        monkeypatch.setattr(engines, "_backend", lambda name, gpu, status=status: Finding(name, status, "2026.4"))
+        assert found_by(engines.check_backends(NO_GPU))["onnxruntime"] == ("-", mend)
+
+
+def test_a_gpu_without_cuda_bindings_has_the_command_that_installs_them() -> None:
+    [finding] = gpus.check_gpu(gpus.Gpu("NVRM 570", "", "it needs cuda-bindings. Run: pip install cuda-bindings"))
+    assert finding == Finding("gpu", "warn", "NVRM 570, but it needs cuda-bindings.", "pip install cuda-bindings")
+
+
+def test_where_no_bundle_ships_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engines, "SHIPPED", tmp_path / "none.glmd")
+    answer = {"engine": "model.onnx", "precision": "fp32", "backend": "openvino", "device": "cpu"}
+    monkeypatch.setattr(engines, "_detect", lambda bundle, backend: answer)
+    finding = engines.check_default_path(None)
+    assert finding.status == "ok" and "a built-in test model, as no detector ships" in finding.what
+    assert "built-in" not in engines.check_default_path(tmp_path / "own.glmd").what
 
 
 def test_the_tiny_bundle_is_the_one_that_tests_make(tmp_path: Path) -> None:

@@ -453,7 +453,7 @@ def test_an_engine_whose_check_ends_in_any_way_is_closed(
 
 def test_an_absent_library(onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match=r"tensorrt_rtx is not installed\. Run: pip install tensorrt-rtx-cu13=="):
+    with pytest.raises(UnsupportedError, match=r"tensorrt_rtx is not installed\. Run: pip install '/.*\[rtx\]'"):
         build_plan(onnx, tmp_path / "m.engine", library="tensorrt_rtx", precision="fp16")
 
 

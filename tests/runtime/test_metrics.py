@@ -123,7 +123,7 @@ def test_an_address_that_is_taken() -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(UnsupportedError, match=r"pip install '\.\[live\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install '/.*\[live\]'"):
         Metrics([], HERE)
 
 
