@@ -30,6 +30,7 @@ import math
 import os
 import re
 import reprlib
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -64,6 +65,7 @@ _MOST_MANIFEST = 4 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SEAL_BYTES = 65
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".pkl")  # what glmd-export makes bundles of
 
 _MOST_NUMBERS = 1 << 28  # in one tensor of a graph
 
@@ -345,8 +347,7 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     path = Path(path)
     if not path.is_dir():
-        kind = "a file" if path.exists() else "nothing"
-        raise BundleError(f"A bundle is a directory 'name.glmd/'; {path} is {kind}. Make one with glmd-export.")
+        raise _no_bundle(path)
     sizes = plain_files(path)
     for name in (MANIFEST, SEAL):
         if name not in sizes:
@@ -360,6 +361,27 @@ def open_bundle(path: str | Path) -> Bundle:
     manifest = Manifest.from_dict(migrated(values, files))
     _check_files(path, manifest, set(files))
     return Bundle(path, manifest)
+
+
+def bundle_of(path: Path) -> Path:
+    """The bundle that is named by its own path, or by that of an engine file inside it; it is not opened.
+
+    Raises: BundleError for a file that lies in no bundle.
+    """
+    if not path.is_file():
+        return path
+    if not (path.parent / MANIFEST).exists():
+        raise _no_bundle(path)
+    return path.parent
+
+
+def _no_bundle(path: Path) -> BundleError:
+    """What is at a path instead, and how to come from there to a bundle."""
+    if path.exists() and path.suffix in _CHECKPOINTS:
+        came, remedy = "a checkpoint", f"Make a bundle of it: {shlex.join(['glmd-export', '--ckpt', str(path)])}"
+    else:
+        came, remedy = "a file in no bundle" if path.exists() else "nothing", "Make one with glmd-export."
+    return BundleError(f"A bundle is a directory 'name.glmd/', an engine a file inside one; {path} is {came}. {remedy}")
 
 
 def write_bundle(

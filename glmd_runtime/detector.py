@@ -16,7 +16,7 @@ import numpy as np
 
 from glmd_runtime import backends
 from glmd_runtime.backends.device_array import is_on_device
-from glmd_runtime.bundle import ENROLLED, Bundle, open_bundle, write_bundle
+from glmd_runtime.bundle import ENROLLED, Bundle, bundle_of, open_bundle, write_bundle
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.camera.front_end import Camera, FrontEnd, Prepared
 from glmd_runtime.detections import Detections
@@ -440,10 +440,9 @@ def _with_classes(spec: PostprocessSpec, enrolment: Enrolment) -> PostprocessSpe
 
 def _open(engine: Path) -> tuple[Bundle, list[str]]:
     """A bundle and the engine files to choose from: the one that was named, or all."""
+    bundle = open_bundle(bundle_of(engine))
     if not engine.is_file():
-        bundle = open_bundle(engine)
         return bundle, list(bundle.manifest.engines)
-    bundle = open_bundle(engine.parent)
     if engine.name not in bundle.manifest.engines:
         raise BundleError(f"{engine} is no engine of its bundle; it has {', '.join(bundle.manifest.engines)}.")
     return bundle, [engine.name]
