@@ -23,12 +23,13 @@ from glmd_export.graph import Final, Stages
 from glmd_export.onnx_export import FEATURES
 from glmd_runtime import backends
 from glmd_runtime.backends import Backend, Tensors, run_padded
-from glmd_runtime.bundle import Bundle, Reference
+from glmd_runtime.bundle import Bundle
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.engines import open_engine
 from glmd_runtime.files.scratch import work_folder
 from glmd_runtime.postprocess import RawOutputs
 from glmd_runtime.preprocess import preprocess
+from glmd_runtime.reference import Reference
 from glmd_runtime.verify import (
     ENGINE_STAGES,
     TOLERANCES,

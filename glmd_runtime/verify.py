@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime import backends, boxes
-from glmd_runtime.bundle import Bundle, Manifest, Reference
+from glmd_runtime.bundle import Bundle
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import BundleError, ParityError, PrecisionError, UnsupportedError
 from glmd_runtime.files.values import each, number, shown, text
+from glmd_runtime.manifest import Manifest
 from glmd_runtime.postprocess import RAW_OUTPUTS, PostprocessSpec, RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
+from glmd_runtime.reference import Reference
 
 Status = Literal["passed", "failed", "not_run"]
 Floats = NDArray[np.floating[Any]]

@@ -15,9 +15,10 @@ import pytest
 
 from benchmarks import readme
 from benchmarks.common import between_marks
-from glmd_runtime.bundle import Manifest, open_bundle
+from glmd_runtime.bundle import open_bundle
 from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.enroll import EnrolledSpec
+from glmd_runtime.manifest import Manifest
 from glmd_runtime.plans.plan import PlanRecord
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec

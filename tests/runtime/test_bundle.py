@@ -19,9 +19,10 @@ import pytest
 
 from glmd_export import cli as export_cli
 from glmd_runtime import Detector
-from glmd_runtime.bundle import MANIFEST, SEAL, Bundle, check_target, open_bundle, write_bundle
+from glmd_runtime.bundle import SEAL, Bundle, check_target, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, UsageError
+from glmd_runtime.manifest import MANIFEST
 from glmd_runtime.verify import verify_bundle
 from tests import tiny
 
