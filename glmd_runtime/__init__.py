@@ -27,7 +27,8 @@ try:
     from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
     from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
     from glmd_runtime.thermal import Intensity, Radiometry
-    from glmd_runtime.verify import VerifyReport, verify_bundle
+    from glmd_runtime.verify import verify_bundle
+    from glmd_runtime.verify_report import VerifyReport
 except ImportError as _error:  # of numpy or OpenCV, which glmd-doctor must be able to explain
     _why = _error
 

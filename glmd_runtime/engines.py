@@ -22,12 +22,13 @@ from glmd_runtime import backends, errors
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import PLUGIN_VARIABLE, find_plugins
 from glmd_runtime.bundle import Bundle
+from glmd_runtime.comparison import TOLERANCES
 from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
 from glmd_runtime.files.documents import parse_json
 from glmd_runtime.files.scratch import scratch_folder, writing
 from glmd_runtime.plans.cache import PLAN, engines_folder, entry_folder, lock, new_entry
 from glmd_runtime.plans.plan import PlanRecord, log_path, record_path, sha256
-from glmd_runtime.verify import TOLERANCES, check_engine
+from glmd_runtime.verify import check_engine
 
 _log = logging.getLogger(__name__)
 

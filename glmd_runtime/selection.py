@@ -12,7 +12,7 @@ from glmd_runtime.backends.tensorrt import find_plugins
 from glmd_runtime.bundle import Bundle
 from glmd_runtime.engines import needs_plugins, open_engine
 from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
-from glmd_runtime.verify import VerifyReport
+from glmd_runtime.verify_report import VerifyReport
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import Intensity
 from glmd_runtime.tuned import TunedSpec
-from glmd_runtime.verify import VerifyRow
+from glmd_runtime.verify_report import VerifyRow
 from tests.conftest import skip_unless
 
 ROOT = Path(__file__).parents[1]

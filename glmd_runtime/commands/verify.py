@@ -12,8 +12,9 @@ from glmd_runtime.bundle import open_bundle
 from glmd_runtime.commands.command import loading
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import ParityError, UnsupportedError
-from glmd_runtime.verify import VerifyReport, VerifyRow, verify_bundle
+from glmd_runtime.verify import verify_bundle
 from glmd_runtime.verify_calibration import verify_calibration
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 
 
 def verify_parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import CheckpointError, GlmdError, ParityError, UnsupportedError
 from glmd_runtime.manifest import GraphSpec
 from glmd_runtime.tuned import this_machine
-from glmd_runtime.verify import VerifyReport, VerifyRow
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from tests import tiny
 from tests.export.conftest import CLASS_NAMES, SIZE_HW

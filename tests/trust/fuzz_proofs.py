@@ -34,7 +34,7 @@ def verify(folder: Path) -> Target:
     """verify.json, as far as it decides which engine runs."""
     from glmd_runtime import backends, selection
     from glmd_runtime.bundle import VERIFY
-    from glmd_runtime.verify import VerifyReport
+    from glmd_runtime.verify_report import VerifyReport
     from tests import tiny
 
     path = tiny.bundle(folder / "tiny.glmd").path
