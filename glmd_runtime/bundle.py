@@ -34,6 +34,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from glmd_runtime.enroll import Enrolment, read_enrolment
 from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.files.documents import parse_json
 from glmd_runtime.files.plain import blocks_of, plain_files, sha256_of
@@ -75,6 +76,13 @@ class Bundle:
             return dict(parse_json(self.read(VERIFY)))
         except (ValueError, TypeError) as error:
             raise BundleError(f"{self.path / VERIFY} holds no report: {error}. {EXPORT_AGAIN}") from error
+
+    @property
+    def enrolment(self) -> Enrolment | None:
+        """What its enrolled classes are scored with; None where there are none."""
+        spec = self.manifest.enrolled
+        dimensions = self.manifest.graph.outputs.get("features", (0,))[-1]
+        return read_enrolment(self.read(ENROLLED), self.path / ENROLLED, spec, dimensions) if spec else None
 
     @property
     def files(self) -> dict[str, bytes | Path]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.enroll import EnrolledSpec
-from glmd_runtime.errors import BundleError, EngineError
+from glmd_runtime.errors import BundleError, EngineError, FrameError
 from glmd_runtime.files.values import each, text, whole
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
@@ -46,6 +46,16 @@ class GraphSpec:
     @property
     def batch(self) -> int:
         return self.inputs["images"][0]
+
+    def check_images(self, images: Any, count: int) -> None:
+        """Raises: FrameError unless these are `count` images as the graph takes them, one or more, on any device."""
+        shape = (count, *self.inputs["images"][1:])
+        dtype = str(images.dtype).rpartition(".")[2]  # torch says torch.float32
+        if tuple(images.shape) != shape or dtype != "float32" or not count:
+            raise FrameError(
+                f"images must be {shape} float32, at least one, for {count} geometries; got {tuple(images.shape)} "
+                f"{dtype}. Make them as glmd_runtime.preprocess does."
+            )
 
     def check_outputs(self, outputs: Any, count: int, engine: str) -> None:
         """Raises: EngineError unless a call with `count` images gave what the graph gives, and numbers in it."""
