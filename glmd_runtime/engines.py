@@ -213,32 +213,39 @@ def build_plan(
             memory; PrecisionError: the engine does not compute in the precision asked for; BundleError: no model;
         OutputError: the disk is full.
     """
-    if find_spec(library) is None:
-        raise UnsupportedError(f"{library} is not installed. Run: {backends.BACKENDS[library].install}")
-    if library == "tensorrt" and (reason := cuda.why_no_device()):
-        raise UnsupportedError(f"tensorrt builds engines on the device that they will run on, but {reason}.")
+    _check_library(library)
+    settings: dict[str, Any] = {"library": library, "precision": precision, "sha256": expected, "workspace": workspace}
+    settings["device"] = device if library == "tensorrt_rtx" else device or 0
     timings = timing_cache if library == "tensorrt" else None  # TensorRT-RTX would ask for a GPU
     with writing(out), scratch_folder(out) as scratch:
         plan = scratch / out.name
-        request = {
-            "onnx": str(onnx.absolute()),
-            "plan": str(plan.absolute()),
-            "library": library,
-            "precision": precision,
-            "sha256": expected,
-            "plugin": str(plugin.absolute()) if plugin else "",
-            "workspace": workspace,
-            "timing_cache": str(timings.absolute()) if timings else "",
-            "device": device if library == "tensorrt_rtx" else device or 0,
-        }
+        request = settings | _absolute(onnx=onnx, plan=plan, plugin=plugin, timing_cache=timings)
         log = log or log_path(out)
         with log.open("wb") as file:
             outcome = _run(request, scratch, file, timeout, host_memory or _host_memory(), progress)
         record = _record(outcome, log)
-        record.write(plan)
-        record_path(plan).replace(record_path(out))
-        plan.replace(out)
+        _put_in_place(plan, record, out)
     return record
+
+
+def _check_library(library: str) -> None:
+    """Raises: UnsupportedError where it cannot build."""
+    if find_spec(library) is None:
+        raise UnsupportedError(f"{library} is not installed. Run: {backends.BACKENDS[library].install}")
+    if library == "tensorrt" and (reason := cuda.why_no_device()):
+        raise UnsupportedError(f"tensorrt builds engines on the device that they will run on, but {reason}.")
+
+
+def _absolute(**paths: Path | None) -> dict[str, str]:
+    """Paths as a process in another folder finds them; "" for none."""
+    return {name: str(path.absolute()) if path else "" for name, path in paths.items()}
+
+
+def _put_in_place(plan: Path, record: PlanRecord, out: Path) -> None:
+    """A plan and its record to where they belong; the plan last, as whoever finds it looks for the record."""
+    record.write(plan)
+    record_path(plan).replace(record_path(out))
+    plan.replace(out)
 
 
 def _run(
