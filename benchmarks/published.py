@@ -29,10 +29,10 @@ from glmd_export.ops import StandardOps
 from glmd_export.quantize import calibration_images, quantize_openvino
 from glmd_runtime.backends import Tensors
 from glmd_runtime.boxes import iou
+from glmd_runtime.comparison import greedy_pairs
 from glmd_runtime.detections import Detections
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
-from glmd_runtime.verify import greedy_pairs
 from glmd_runtime.video.simulator import snapshot
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.config import load_network_config

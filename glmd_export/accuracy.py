@@ -9,7 +9,7 @@ from glmd_export.quantize import CalibrationImages, agreement_row
 from glmd_runtime.bundle import Bundle
 from glmd_runtime.detections import Detections
 from glmd_runtime.detector import Detector
-from glmd_runtime.verify import VerifyRow
+from glmd_runtime.verify_report import VerifyRow
 from glmd_runtime.video.sources import read_picture
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record, load_coco

@@ -18,7 +18,7 @@ from glmd_runtime.errors import ParityError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from glmd_export.exporter import Recipe
-    from glmd_runtime.verify import VerifyReport
+    from glmd_runtime.verify_report import VerifyReport
     from glmd_train.checkpoint import Checkpoint
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt_rtx", "tensorrt")

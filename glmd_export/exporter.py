@@ -28,15 +28,18 @@ from glmd_export.quantize import (
 )
 from glmd_export.report import plot_scores
 from glmd_runtime import backends
-from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, PROTOTYPES, REFERENCE, VERIFY, Bundle, Manifest, write_bundle
+from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, PROTOTYPES, REFERENCE, VERIFY, Bundle, write_bundle
 from glmd_runtime.calibration import prototypes_to_bytes
+from glmd_runtime.comparison import TOLERANCES, score_pairs
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import UnsupportedError, UsageError
 from glmd_runtime.files.scratch import work_folder
 from glmd_runtime.files.values import shown
+from glmd_runtime.manifest import Manifest
 from glmd_runtime.tuned import TunedSpec
-from glmd_runtime.verify import TOLERANCES, VerifyReport, VerifyRow, run_engine, score_pairs
+from glmd_runtime.verify import run_engine
 from glmd_runtime.verify_calibration import verify_calibration
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 from glmd_train.checkpoint import Checkpoint
 
 MODEL, HALF, HALF_PLUGIN = "model.onnx", "model.fp16.onnx", "model.plugin.fp16.onnx"

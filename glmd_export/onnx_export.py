@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from glmd_export.graph import EndToEnd, ExportGraph, Final, PcbGraph, Stages
 from glmd_export.ops import OPS, Ops
 from glmd_export.precision import Precision, to_half
-from glmd_runtime.bundle import GraphSpec
 from glmd_runtime.errors import UnsupportedError
+from glmd_runtime.manifest import GraphSpec
 from glmd_train.checkpoint import Checkpoint
 
 # The first opset with everything the graph needs; TensorRT 10.3 (JetPack 6), ONNX Runtime and OpenVINO all read it.

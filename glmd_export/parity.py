@@ -23,30 +23,24 @@ from glmd_export.graph import Final, Stages
 from glmd_export.onnx_export import FEATURES
 from glmd_runtime import backends
 from glmd_runtime.backends import Backend, Tensors, run_padded
-from glmd_runtime.bundle import Bundle, Reference
+from glmd_runtime.bundle import Bundle
 from glmd_runtime.calibrator import Calibrator
-from glmd_runtime.engines import open_engine
-from glmd_runtime.files.scratch import work_folder
-from glmd_runtime.postprocess import RawOutputs
-from glmd_runtime.preprocess import preprocess
-from glmd_runtime.verify import (
-    ENGINE_STAGES,
+from glmd_runtime.comparison import (
     TOLERANCES,
     Check,
     Outcome,
     Tolerance,
-    VerifyReport,
-    VerifyRow,
     array_checks,
     array_spread,
-    check_engine,
-    check_preprocess,
     compare_detections,
     compare_raw,
-    engine_rows,
-    not_run_rows,
-    run_engine,
 )
+from glmd_runtime.engines import open_engine
+from glmd_runtime.files.scratch import work_folder
+from glmd_runtime.postprocess import RawOutputs
+from glmd_runtime.preprocess import preprocess
+from glmd_runtime.reference import Reference
+from glmd_runtime.verify import check_engine, check_preprocess, engine_rows, not_run_rows, run_engine
 from glmd_runtime.verify_calibration import (
     CALIBRATED,
     PcbReference,
@@ -55,6 +49,7 @@ from glmd_runtime.verify_calibration import (
     everything,
     in_place,
 )
+from glmd_runtime.verify_report import ENGINE_STAGES, VerifyReport, VerifyRow
 from glmd_runtime.video.simulator import snapshot
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.classifier import rgb_of_images

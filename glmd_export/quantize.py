@@ -29,11 +29,12 @@ from glmd_export.builders import number_nodes, save_openvino
 from glmd_export.precision import BOX_ARITHMETIC, Between, nodes_between
 from glmd_runtime import backends, boxes
 from glmd_runtime.backends import Tensors
+from glmd_runtime.comparison import CONFIDENT, greedy_pairs
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import SourceError, UnsupportedError
 from glmd_runtime.install import install_command
 from glmd_runtime.preprocess import PreprocessSpec, preprocess
-from glmd_runtime.verify import CONFIDENT, VerifyRow, greedy_pairs
+from glmd_runtime.verify_report import VerifyRow
 from glmd_runtime.video.sources import PICTURE_SUFFIXES, read_picture
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from glmd_runtime.errors import UnsupportedError
 from glmd_runtime.files.scratch import whole_file
 
 if TYPE_CHECKING:
-    from glmd_runtime.verify import VerifyReport, VerifyRow
+    from glmd_runtime.verify_report import VerifyReport, VerifyRow
 
 _PIPE_WIDTH = 160  # characters of a table that no terminal limits
 _COLUMNS = 3  # of the plot

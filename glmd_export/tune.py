@@ -30,8 +30,9 @@ from glmd_runtime.errors import BundleError, GlmdError, ParityError
 from glmd_runtime.files.scratch import work_folder
 from glmd_runtime.files.values import shown
 from glmd_runtime.tuned import TunedSpec, this_machine
-from glmd_runtime.verify import VerifyReport, verify_bundle
+from glmd_runtime.verify import verify_bundle
 from glmd_runtime.verify_calibration import verify_calibration
+from glmd_runtime.verify_report import VerifyReport
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record
 from glmd_train.evaluate import EVAL_SCORE, detect, score

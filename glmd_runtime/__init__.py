@@ -18,15 +18,17 @@ from glmd_runtime.errors import (
 __version__ = "0.1.0"  # the one place: pyproject.toml and CMakeLists.txt read it here
 
 try:
-    from glmd_runtime.bundle import Bundle, Manifest, open_bundle
+    from glmd_runtime.bundle import Bundle, open_bundle
     from glmd_runtime.camera.bad_pixels import find_bad_pixels
     from glmd_runtime.camera.front_end import Camera, FrontEnd
     from glmd_runtime.detections import Detections
     from glmd_runtime.detector import Detector
+    from glmd_runtime.manifest import Manifest
     from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
     from glmd_runtime.preprocess import Geometry, PreprocessSpec, preprocess
     from glmd_runtime.thermal import Intensity, Radiometry
-    from glmd_runtime.verify import VerifyReport, verify_bundle
+    from glmd_runtime.verify import verify_bundle
+    from glmd_runtime.verify_report import VerifyReport
 except ImportError as _error:  # of numpy or OpenCV, which glmd-doctor must be able to explain
     _why = _error
 

@@ -16,19 +16,19 @@ import numpy as np
 
 from glmd_runtime import backends
 from glmd_runtime.backends.device_array import is_on_device
-from glmd_runtime.bundle import ENROLLED, Bundle, open_bundle, write_bundle
+from glmd_runtime.bundle import ENROLLED, Bundle, bundle_of, open_bundle, write_bundle
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.camera.front_end import Camera, FrontEnd, Prepared
 from glmd_runtime.detections import Detections
-from glmd_runtime.enroll import Enrolment, Regions, checked_boxes, learn, read_enrolment, regions
+from glmd_runtime.enroll import Regions, check_examples, checked_boxes, learn, regions
 from glmd_runtime.errors import BundleError, EngineError, FrameError, GlmdError, UnsupportedError, UsageError
-from glmd_runtime.files.values import shown
 from glmd_runtime.images import Images, as_numpy, to_images, to_tiles
 from glmd_runtime.overlap import overlapped
-from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess, split_outputs
+from glmd_runtime.postprocess import RawOutputs, postprocess, split_outputs
 from glmd_runtime.preprocess import Geometry, PreprocessSpec
 from glmd_runtime.selection import open_best
 from glmd_runtime.tiles import merge, parse_tiles
+from glmd_runtime.users import Users
 from glmd_runtime.video.frame import Frame
 
 _log = logging.getLogger(__name__)
@@ -79,9 +79,9 @@ class Detector:
         self._bundle, self._manifest = bundle, bundle.manifest
         calibration = bundle.manifest.calibration if pcb else None
         own = calibration.postprocess(self._manifest.postprocess) if calibration else self._manifest.postprocess
-        self._enrolment = _enrolment(bundle)
+        self._enrolment = bundle.enrolment
         if self._enrolment:
-            own = _with_classes(own, self._enrolment)
+            own = self._enrolment.spec.postprocess(own)
         self._own_postprocess = own
         self.score_threshold = score_threshold
         self._backend: backends.Backend | None
@@ -100,7 +100,7 @@ class Detector:
         )
         if self._calibrator and self._enrolment:
             self._calibrator = self._calibrator.and_classes(self._enrolment.spec.class_names)
-        self._users, self._closing = _Users(), Lock()
+        self._users, self._closing = Users(), Lock()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -244,7 +244,8 @@ class Detector:
     def _run_raw(self, backend: backends.Backend, images: Images) -> list[RawOutputs]:
         """The graph's own answers, of its K classes."""
         pixels, geometries = images.pixels, images.geometries
-        self._check_images(pixels, len(geometries))
+        self._manifest.graph.check_images(pixels, len(geometries))
+        self._check_place(pixels)
         valid_hw = np.asarray([geometry.valid_hw for geometry in geometries], np.float32)  # (N, 2)
         inputs = {"images": pixels if is_on_device(pixels) else np.asarray(pixels), "valid_hw": valid_hw}
         return split_outputs(self._answers(backend, inputs, len(geometries)))
@@ -260,14 +261,7 @@ class Detector:
         self._manifest.graph.check_outputs(outputs, count, engine)
         return outputs
 
-    def _check_images(self, images: Any, count: int) -> None:
-        shape = (count, *self._manifest.graph.inputs["images"][1:])
-        dtype = str(images.dtype).rpartition(".")[2]  # torch says torch.float32
-        if tuple(images.shape) != shape or dtype != "float32" or not count:
-            raise FrameError(
-                f"images must be {shape} float32, at least one, for {count} geometries; got {tuple(images.shape)} "
-                f"{dtype}. Make them as glmd_runtime.preprocess does."
-            )
+    def _check_place(self, images: Any) -> None:
         if is_on_device(images) and self._calibrator:
             raise FrameError(
                 f"This bundle calibrates scores (PCB) on {self._calibrator.backend_name}, which needs images in host "
@@ -338,32 +332,18 @@ class Detector:
             raise UnsupportedError(
                 f"{self._bundle.path} gives no features to learn a class from. Export its checkpoint with --enroll."
             )
-        self._check_enrol(name, frames, boxes)
+        check_examples(self.class_names, name, frames, boxes)
         pictures = (self._picture(frame, camera) for frame in frames)
         found = [self._regions(picture, wanted) for picture, wanted in zip(pictures, boxes, strict=True)]
         one = learn(name, found, self._postprocess.nms_iou)
         other = copy(self)
         other._enrolment = self._enrolment.and_one(one) if self._enrolment else one
-        other._own_postprocess = _with_classes(self._own_postprocess, one)
+        other._own_postprocess = one.spec.postprocess(self._own_postprocess)
         other.score_threshold = self.score_threshold
         if self._calibrator:
             other._calibrator = self._calibrator.and_classes([name])
         self._users.join()
         return other
-
-    def _check_enrol(self, name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> None:
-        if not isinstance(name, str) or not name.strip() or name != shown(name) or name in self.class_names:
-            raise UsageError(
-                f"A new class needs a name other than {', '.join(self.class_names)}, without control characters; got "
-                f"{name!r}."
-            )
-        if not len(frames) or len(frames) != len(boxes):
-            raise UsageError(
-                f"Enrolling needs one frame or more, and of each its boxes; got {len(frames)} frames and boxes of "
-                f"{len(boxes)}."
-            )
-        if not any(len(wanted) for wanted in boxes):
-            raise UsageError(f"Enrolling needs a box of {name!r} in one frame or more; got none.")
 
     def _picture(self, frame: Any, camera: Camera | None) -> Any:
         """What the network is to see of one frame of a camera: that of a stream that begins with it."""
@@ -408,42 +388,11 @@ class Detector:
         self.close()
 
 
-class _Users:
-    """How many share a backend: detectors, and calls that it is at."""
-
-    def __init__(self) -> None:
-        self._count, self._lock = 1, Lock()
-
-    def join(self) -> bool:
-        """False when the last one has left before."""
-        with self._lock:
-            self._count += self._count > 0
-            return self._count > 0
-
-    def leave(self) -> bool:
-        """Whether this was the last one."""
-        with self._lock:
-            self._count -= 1
-            return self._count == 0
-
-
-def _enrolment(bundle: Bundle) -> Enrolment | None:
-    spec = bundle.manifest.enrolled
-    dimensions = bundle.manifest.graph.outputs.get("features", (0,))[-1]
-    return read_enrolment(bundle.read(ENROLLED), bundle.path / ENROLLED, spec, dimensions) if spec else None
-
-
-def _with_classes(spec: PostprocessSpec, enrolment: Enrolment) -> PostprocessSpec:
-    """A post-processing of K classes -> of K + E."""
-    return replace(spec, score_thresholds=(*spec.score_thresholds, *enrolment.spec.score_thresholds))
-
-
 def _open(engine: Path) -> tuple[Bundle, list[str]]:
     """A bundle and the engine files to choose from: the one that was named, or all."""
+    bundle = open_bundle(bundle_of(engine))
     if not engine.is_file():
-        bundle = open_bundle(engine)
         return bundle, list(bundle.manifest.engines)
-    bundle = open_bundle(engine.parent)
     if engine.name not in bundle.manifest.engines:
         raise BundleError(f"{engine} is no engine of its bundle; it has {', '.join(bundle.manifest.engines)}.")
     return bundle, [engine.name]

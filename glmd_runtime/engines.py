@@ -22,12 +22,13 @@ from glmd_runtime import backends, errors
 from glmd_runtime.backends import cuda
 from glmd_runtime.backends.tensorrt import PLUGIN_VARIABLE, find_plugins
 from glmd_runtime.bundle import Bundle
+from glmd_runtime.comparison import TOLERANCES
 from glmd_runtime.errors import GlmdError, ParityError, UnsupportedError, UsageError
 from glmd_runtime.files.documents import parse_json
 from glmd_runtime.files.scratch import scratch_folder, writing
 from glmd_runtime.plans.cache import PLAN, engines_folder, entry_folder, lock, new_entry
 from glmd_runtime.plans.plan import PlanRecord, log_path, record_path, sha256
-from glmd_runtime.verify import TOLERANCES, check_engine
+from glmd_runtime.verify import check_engine
 
 _log = logging.getLogger(__name__)
 
@@ -212,32 +213,39 @@ def build_plan(
             memory; PrecisionError: the engine does not compute in the precision asked for; BundleError: no model;
         OutputError: the disk is full.
     """
-    if find_spec(library) is None:
-        raise UnsupportedError(f"{library} is not installed. Run: {backends.BACKENDS[library].install}")
-    if library == "tensorrt" and (reason := cuda.why_no_device()):
-        raise UnsupportedError(f"tensorrt builds engines on the device that they will run on, but {reason}.")
+    _check_library(library)
+    settings: dict[str, Any] = {"library": library, "precision": precision, "sha256": expected, "workspace": workspace}
+    settings["device"] = device if library == "tensorrt_rtx" else device or 0
     timings = timing_cache if library == "tensorrt" else None  # TensorRT-RTX would ask for a GPU
     with writing(out), scratch_folder(out) as scratch:
         plan = scratch / out.name
-        request = {
-            "onnx": str(onnx.absolute()),
-            "plan": str(plan.absolute()),
-            "library": library,
-            "precision": precision,
-            "sha256": expected,
-            "plugin": str(plugin.absolute()) if plugin else "",
-            "workspace": workspace,
-            "timing_cache": str(timings.absolute()) if timings else "",
-            "device": device if library == "tensorrt_rtx" else device or 0,
-        }
+        request = settings | _absolute(onnx=onnx, plan=plan, plugin=plugin, timing_cache=timings)
         log = log or log_path(out)
         with log.open("wb") as file:
             outcome = _run(request, scratch, file, timeout, host_memory or _host_memory(), progress)
         record = _record(outcome, log)
-        record.write(plan)
-        record_path(plan).replace(record_path(out))
-        plan.replace(out)
+        _put_in_place(plan, record, out)
     return record
+
+
+def _check_library(library: str) -> None:
+    """Raises: UnsupportedError where it cannot build."""
+    if find_spec(library) is None:
+        raise UnsupportedError(f"{library} is not installed. Run: {backends.BACKENDS[library].install}")
+    if library == "tensorrt" and (reason := cuda.why_no_device()):
+        raise UnsupportedError(f"tensorrt builds engines on the device that they will run on, but {reason}.")
+
+
+def _absolute(**paths: Path | None) -> dict[str, str]:
+    """Paths as a process in another folder finds them; "" for none."""
+    return {name: str(path.absolute()) if path else "" for name, path in paths.items()}
+
+
+def _put_in_place(plan: Path, record: PlanRecord, out: Path) -> None:
+    """A plan and its record to where they belong; the plan last, as whoever finds it looks for the record."""
+    record.write(plan)
+    record_path(plan).replace(record_path(out))
+    plan.replace(out)
 
 
 def _run(

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from glmd_runtime.boxes import iou, nms
 from glmd_runtime.errors import BundleError, UsageError
-from glmd_runtime.files.values import each, number, text
+from glmd_runtime.files.values import each, number, shown, text
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
 
 Floats = NDArray[np.floating[Any]]
@@ -75,6 +75,10 @@ class EnrolledSpec:
         if len(spec.class_names) != len(spec.score_thresholds):
             raise ValueError(f"every enrolled class needs a threshold; got {values}")
         return spec
+
+    def postprocess(self, spec: PostprocessSpec) -> PostprocessSpec:
+        """A post-processing of K classes -> of K + E."""
+        return replace(spec, score_thresholds=(*spec.score_thresholds, *self.score_thresholds))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +153,21 @@ def read_enrolment(content: bytes, path: Path, spec: EnrolledSpec, dimensions: i
     if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
         raise BundleError(f"{path} holds weights or biases that are no numbers. Enrol the classes again.")
     return Enrolment(spec, weights.astype(np.float32), biases.astype(np.float32))
+
+
+def check_examples(known: Sequence[str], name: str, frames: Sequence[Any], boxes: Sequence[Any]) -> None:
+    """Raises: UsageError unless the name is a new one, and there are frames with boxes, a list of them each."""
+    if not isinstance(name, str) or not name.strip() or name != shown(name) or name in known:
+        raise UsageError(
+            f"A new class needs a name other than {', '.join(known)}, without control characters; got {name!r}."
+        )
+    if not len(frames) or len(frames) != len(boxes):
+        raise UsageError(
+            f"Enrolling needs one frame or more, and of each its boxes; got {len(frames)} frames and boxes of "
+            f"{len(boxes)}."
+        )
+    if not any(len(wanted) for wanted in boxes):
+        raise UsageError(f"Enrolling needs a box of {name!r} in one frame or more; got none.")
 
 
 def checked_boxes(boxes: Any, frame_hw: tuple[int, int]) -> NDArray[np.float32]:

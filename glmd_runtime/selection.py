@@ -13,7 +13,7 @@ from glmd_runtime.bundle import Bundle
 from glmd_runtime.engines import needs_plugins, open_engine
 from glmd_runtime.errors import GlmdError, UnsupportedError, UsageError
 from glmd_runtime.install import install_command
-from glmd_runtime.verify import VerifyReport
+from glmd_runtime.verify_report import VerifyReport
 
 _log = logging.getLogger(__name__)
 

@@ -13,20 +13,20 @@ from glmd_runtime import backends, boxes
 from glmd_runtime.bundle import PCB_MODEL, PCB_REFERENCE, Bundle
 from glmd_runtime.calibration import Calibration
 from glmd_runtime.calibrator import Calibrator, readers
-from glmd_runtime.detections import Detections
-from glmd_runtime.files.arrays import read_npz
-from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
-from glmd_runtime.preprocess import Geometry
-from glmd_runtime.verify import (
+from glmd_runtime.comparison import (
     SCORE_FLOOR,
     TOLERANCES,
     Outcome,
     Tolerance,
-    VerifyRow,
     array_checks,
     array_spread,
     greedy_pairs,
 )
+from glmd_runtime.detections import Detections
+from glmd_runtime.files.arrays import read_npz
+from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
+from glmd_runtime.preprocess import Geometry
+from glmd_runtime.verify_report import VerifyRow
 
 LOGITS, CALIBRATED = "logits", "calibrated"
 _UNPAIRED = 0.1  # near ties may take another box; whether all is found again is what the row "detections" judges

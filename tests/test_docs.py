@@ -15,15 +15,16 @@ import pytest
 
 from benchmarks import readme
 from benchmarks.common import between_marks
-from glmd_runtime.bundle import Manifest, open_bundle
+from glmd_runtime.bundle import open_bundle
 from glmd_runtime.calibration import CalibrationSpec
 from glmd_runtime.enroll import EnrolledSpec
+from glmd_runtime.manifest import Manifest
 from glmd_runtime.plans.plan import PlanRecord
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
 from glmd_runtime.thermal import Intensity
 from glmd_runtime.tuned import TunedSpec
-from glmd_runtime.verify import VerifyRow
+from glmd_runtime.verify_report import VerifyRow
 from tests.conftest import skip_unless
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from glmd_runtime import backends
-from glmd_runtime.bundle import Bundle, GraphSpec, Manifest, Reference, write_bundle
+from glmd_runtime.bundle import Bundle, write_bundle
+from glmd_runtime.manifest import GraphSpec, Manifest
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec, preprocess
-from glmd_runtime.verify import ENGINE_STAGES, Status, VerifyReport, VerifyRow
+from glmd_runtime.reference import Reference
+from glmd_runtime.verify_report import ENGINE_STAGES, Status, VerifyReport, VerifyRow
 
 CLASS_NAMES = ("person", "car")
 SIZE_HW = (64, 80)

@@ -19,7 +19,7 @@ from glmd_runtime.bundle import Bundle
 from glmd_runtime.detector import Detector
 from glmd_runtime.engines import needs_plugins
 from glmd_runtime.errors import GlmdError, UnsupportedError
-from glmd_runtime.verify import VerifyReport
+from glmd_runtime.verify_report import VerifyReport
 from glmd_train.checkpoint import Checkpoint, reshape
 
 Step = Callable[[str], None]

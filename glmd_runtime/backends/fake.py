@@ -8,7 +8,7 @@ from itertools import cycle
 import numpy as np
 
 from glmd_runtime.backends.base import Tensors
-from glmd_runtime.bundle import GraphSpec
+from glmd_runtime.manifest import GraphSpec
 
 Row = tuple[Sequence[float], int, float]  # xyxy in network pixels, class_id, score
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from glmd_runtime.backends import BACKENDS
+from glmd_runtime.bundle import bundle_of
 from glmd_runtime.camera.bad_pixels import read_bad_pixels
 from glmd_runtime.camera.front_end import Camera
 from glmd_runtime.commands.command import loading
@@ -174,7 +175,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     named = [path.resolve() for path in (*outputs, *([args.bad_pixels] if args.bad_pixels else []))]
     if len(set(named)) < len(named):
         raise UsageError(f"Every output needs a name of its own; got {', '.join(map(str, given.values()))}.")
-    bundle = args.engine.parent if args.engine.is_file() else args.engine
+    bundle = bundle_of(args.engine)
     for path, read in product(outputs, (bundle, *(file for uri in args.source for file in files_of(uri)))):
         if path.resolve().is_relative_to(read.resolve()):
             raise UsageError(f"An output must be outside the source and the bundle; got {path}. Choose another path.")

@@ -14,8 +14,9 @@ from glmd_runtime.commands.parser import Parser
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import ParityError, UnsupportedError
 from glmd_runtime.install import install_command
-from glmd_runtime.verify import VerifyReport, VerifyRow, verify_bundle
+from glmd_runtime.verify import verify_bundle
 from glmd_runtime.verify_calibration import verify_calibration
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 
 
 def verify_parser() -> Parser:

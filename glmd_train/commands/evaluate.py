@@ -138,12 +138,12 @@ def evaluate_models(options: argparse.Namespace) -> dict[str, list[Run]]:
 def open_model(path: Path, name: str, options: argparse.Namespace) -> Iterator[Model]:
     """A checkpoint on its device, or a bundle, for as long as the context lasts."""
     from glmd_runtime import Detector
-    from glmd_runtime.bundle import open_bundle
+    from glmd_runtime.bundle import bundle_of, open_bundle
     from glmd_train.evaluate import EVAL_SCORE, torch_predict
 
     with ExitStack() as stack:
         if options.engine:
-            manifest = open_bundle(path.parent if path.is_file() else path).manifest
+            manifest = open_bundle(bundle_of(path)).manifest
 
             def detector(pcb: bool) -> Predict:
                 one = Detector(path, score_threshold=EVAL_SCORE, device=options.device, pcb=pcb)

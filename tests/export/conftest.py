@@ -15,9 +15,11 @@ from glmd_export.onnx_export import export_onnx, graph_spec
 from glmd_export.ops import OPS
 from glmd_export.parity import make_reference
 from glmd_runtime import backends
-from glmd_runtime.bundle import Bundle, Manifest, Reference, write_bundle
+from glmd_runtime.bundle import Bundle, write_bundle
+from glmd_runtime.manifest import Manifest
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.reference import Reference
 from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.config import ModelConfig
 from glmd_train.model.backbone import load_imagenet

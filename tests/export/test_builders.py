@@ -14,11 +14,11 @@ from glmd_export.builders import build_openvino, build_rtx
 from glmd_export.onnx_export import export_onnx
 from glmd_export.quantize import calibration_images, quantize_s8
 from glmd_runtime import backends
-from glmd_runtime.bundle import Reference
 from glmd_runtime.errors import BundleError, PrecisionError, UnsupportedError
 from glmd_runtime.plans.plan import log_path
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.preprocess import PreprocessSpec
+from glmd_runtime.reference import Reference
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from glmd_train.config import ModelConfig
 from glmd_train.model.detector import build_model

@@ -13,7 +13,8 @@ from onnx import helper
 from glmd_export.onnx_export import FEATURES, OUTPUTS, export_onnx, graph_spec
 from glmd_export.parity import compare, make_reference
 from glmd_runtime import Detector, backends
-from glmd_runtime.bundle import Bundle, Manifest, open_bundle, write_bundle
+from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
+from glmd_runtime.manifest import Manifest
 from glmd_runtime.postprocess import split_outputs
 from glmd_runtime.verify import verify_bundle
 from glmd_train.checkpoint import Checkpoint

@@ -20,10 +20,10 @@ from glmd_export.onnx_export import INPUTS, OUTPUTS, export_onnx, graph_spec
 from glmd_export.ops import NMS_ROUNDS, OPS
 from glmd_runtime import backends
 from glmd_runtime.backends import run_padded
-from glmd_runtime.bundle import Reference
 from glmd_runtime.errors import UnsupportedError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry
+from glmd_runtime.reference import Reference
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.model.glmd import GLMDNeck
 from tests.conftest import skip_unless

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from glmd_export.onnx_export import export_onnx
 from glmd_export.parity import BATCH, STAGES, compare, reference_frames
 from glmd_runtime import backends
-from glmd_runtime.verify import ENGINE_STAGES
+from glmd_runtime.verify_report import ENGINE_STAGES
 from glmd_train.checkpoint import Checkpoint
 from tests.conftest import skip_unless
 from tests.export.conftest import draw_checkpoint, seal

@@ -17,8 +17,10 @@ from glmd_export import cli, exporter
 from glmd_export.onnx_export import export_pcb
 from glmd_export.parity import compare, make_pcb_reference, reference_frames
 from glmd_runtime import Detector, backends, open_bundle
-from glmd_runtime.bundle import Bundle, Manifest, Reference, write_bundle
+from glmd_runtime.bundle import Bundle, write_bundle
 from glmd_runtime.calibration import Calibration, CalibrationSpec, prototypes_to_bytes
+from glmd_runtime.manifest import Manifest
+from glmd_runtime.reference import Reference
 from glmd_runtime.verify_calibration import verify_calibration
 from glmd_train.checkpoint import Checkpoint, save_checkpoint
 from glmd_train.classifier import Pcb, load_classifier, rgb_of_images

@@ -27,11 +27,11 @@ from glmd_export.quantize import (
     quantize_s8,
 )
 from glmd_runtime import backends
-from glmd_runtime.bundle import Reference
 from glmd_runtime.detections import Detections
 from glmd_runtime.errors import SourceError, UnsupportedError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import preprocess
+from glmd_runtime.reference import Reference
 from glmd_runtime.video.sources import read_picture
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from tests.conftest import skip_unless

@@ -13,7 +13,7 @@ import pytest
 
 from glmd_export.report import plot_scores, print_report, to_junit
 from glmd_runtime.errors import UnsupportedError
-from glmd_runtime.verify import VerifyReport, VerifyRow
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 
 WHY = "tensorrt is not installed. Run: pip install '.[tensorrt]'"
 PASSED = VerifyRow("model.onnx", "onnxruntime", "fp32", "raw", "passed", metrics={"score_max": 1.25e-05})

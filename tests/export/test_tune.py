@@ -27,11 +27,12 @@ from glmd_export.tuning.front import AP_NOISE, Candidate, Setting, choose, domin
 from glmd_export.tuning.latency import Latency, measure
 from glmd_export.tuning.sweep import Request, Source, Sweep, Trial
 from glmd_runtime import Detector, backends, open_bundle, verify_bundle
-from glmd_runtime.bundle import Bundle, GraphSpec, write_bundle
+from glmd_runtime.bundle import Bundle, write_bundle
 from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import CheckpointError, GlmdError, ParityError, UnsupportedError
+from glmd_runtime.manifest import GraphSpec
 from glmd_runtime.tuned import this_machine
-from glmd_runtime.verify import VerifyReport, VerifyRow
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 from glmd_train.checkpoint import Checkpoint, load_checkpoint
 from tests import tiny
 from tests.export.conftest import CLASS_NAMES, SIZE_HW

@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from glmd_runtime.bundle import Bundle, Reference, write_bundle
+from glmd_runtime.bundle import Bundle, write_bundle
 from glmd_runtime.preprocess import preprocess
-from glmd_runtime.verify import VerifyReport
+from glmd_runtime.reference import Reference
+from glmd_runtime.verify_report import VerifyReport
 from tests import tiny
 
 HALF, PLUGIN, INT8 = "model.fp16.onnx", "model.plugin.fp16.onnx", "model.s8.onnx"

@@ -19,9 +19,10 @@ import pytest
 
 from glmd_export import cli as export_cli
 from glmd_runtime import Detector
-from glmd_runtime.bundle import MANIFEST, SEAL, Bundle, check_target, open_bundle, write_bundle
+from glmd_runtime.bundle import SEAL, Bundle, check_target, open_bundle, write_bundle
 from glmd_runtime.engines import open_engine
 from glmd_runtime.errors import BundleError, UsageError
+from glmd_runtime.manifest import MANIFEST
 from glmd_runtime.verify import verify_bundle
 from tests import tiny
 
@@ -318,7 +319,12 @@ def test_what_is_replaced_after_opening_is_not_used(name: str, own_bundle: Path)
 
 def test_not_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "file.glmd").write_text("")
-    for path, message in [("nothing.glmd", "is nothing"), ("file.glmd", "is a file"), (".", f"must hold {MANIFEST}")]:
+    (tmp_path / "own.pth").write_text("")
+    for path, message in [
+        ("nothing.glmd", "is nothing"), ("lost.pth", "is nothing"), ("file.glmd", "is a file in no bundle"),
+        ("own.pth", r"is a checkpoint\. Make a bundle of it: glmd-export --ckpt .*own\.pth"),
+        (".", f"must hold {MANIFEST}"),
+    ]:
         with pytest.raises(BundleError, match=message):
             open_bundle(tmp_path / path)
 

@@ -17,10 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from glmd_runtime import Detections, Detector, backends
 from glmd_runtime.backends.fake import FakeBackend
-from glmd_runtime.bundle import Bundle, Manifest, open_bundle, write_bundle
+from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.calibration import Calibration, CalibrationSpec, calibrate, prototypes_to_bytes, read_prototypes
 from glmd_runtime.calibrator import Calibrator
 from glmd_runtime.errors import BundleError, UnsupportedError
+from glmd_runtime.manifest import Manifest
 from glmd_runtime.postprocess import PostprocessSpec
 from glmd_runtime.verify_calibration import PcbReference, candidates, everything, verify_calibration
 from tests import tiny

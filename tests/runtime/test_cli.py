@@ -106,6 +106,8 @@ def test_frames_without_detections_are_lines_too(tiny_bundle: Path, tmp_path: Pa
         (["--source", "sim://air?frames=0", "--json", "{tmp}/o.jsonl"], 2, "frames=N"),
         (["--source", "sim://air?frames=0", "--picture", "{tmp}/o.png"], 2, "frames=N"),
         (["--source", CLIP, "--engine", "absent.glmd"], 1, "absent.glmd is nothing"),
+        (["--source", CLIP, "--engine", "{tmp}/in.png"], 1, "in.png is a file in no bundle. Make one with"),
+        (["--source", CLIP, "--engine", "{tmp}/in.png", "--json", "{tmp}/a.json"], 1, "in.png is a file in no bundle"),
         (["--source", CLIP, "--score", "7"], 2, "score_threshold must be in 0..1; got 7.0"),
         (["--source", CLIP, "--threads", "0"], 2, "at least 1; got 0"),
         (["--source", CLIP, "--backend", "abacus"], 2, "invalid choice: 'abacus'"),
@@ -142,6 +144,18 @@ def test_errors_are_one_line_and_an_exit_code(
     last = said.strip().splitlines()[-1]
     assert came == code and last.startswith("glmd-run: error: ") and message in last
     assert [p.name for p in tmp_path.iterdir()] == ["in.png"] and (tmp_path / "in.png").read_bytes() == before
+
+
+def test_a_checkpoint_for_an_engine_is_told_how_to_become_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Beside bundles, as `glmd-train teach` leaves it."""
+    checkpoint = tmp_path / "taught.safetensors"
+    checkpoint.write_bytes(b"")
+    (tmp_path / "other.glmd").mkdir()
+    said = call("run", "--engine", checkpoint, "--source", CLIP, code=1).stderr.strip().splitlines()[-1]
+    assert said == (
+        f"glmd-run: error: A bundle is a directory 'name.glmd/', an engine a file inside one; {checkpoint} is a "
+        f"checkpoint. Make a bundle of it: glmd-export --ckpt {checkpoint}"
+    )
 
 
 def test_a_failure_halfway_leaves_nothing(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from glmd_runtime.bundle import open_bundle
 from glmd_runtime.errors import BundleError, EngineError, FrameError, GlmdError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import RawOutputs, postprocess
 from glmd_runtime.preprocess import preprocess
-from glmd_runtime.verify import VerifyReport
+from glmd_runtime.verify_report import VerifyReport
 from glmd_runtime.video.frame import Frame
 from tests import tiny
 from tests.conftest import skip_unless

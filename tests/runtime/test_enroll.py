@@ -24,7 +24,7 @@ from hypothesis.extra.numpy import arrays
 from glmd_runtime import Camera, Detector, backends
 from glmd_runtime.backends.base import Tensors
 from glmd_runtime.boxes import iou
-from glmd_runtime.bundle import Bundle, GraphSpec, open_bundle, write_bundle
+from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.calibration import prototypes_to_bytes
 from glmd_runtime.detections import Detections
 from glmd_runtime.enroll import (
@@ -38,6 +38,7 @@ from glmd_runtime.enroll import (
     regions,
 )
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError, UsageError
+from glmd_runtime.manifest import GraphSpec
 from glmd_runtime.pipeline import Pipeline
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
 from glmd_runtime.streams import Result

@@ -18,7 +18,7 @@ from glmd_runtime.bundle import Bundle
 from glmd_runtime.engines import build_plan, open_engine
 from glmd_runtime.errors import BundleError, FrameError, GlmdError, UnsupportedError
 from glmd_runtime.plans.cache import cached_engines
-from glmd_runtime.verify import VerifyReport, VerifyRow
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 from tests import tiny
 from tests.conftest import skip_unless
 from tests.fakes import models

@@ -13,7 +13,7 @@ from glmd_runtime import Detector, backends
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
 from glmd_runtime.errors import BundleError, UnsupportedError
 from glmd_runtime.tuned import TunedSpec, this_machine
-from glmd_runtime.verify import VerifyReport, VerifyRow
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 from tests import tiny
 from tests.conftest import skip_unless
 from tests.runtime.test_bundle import reseal

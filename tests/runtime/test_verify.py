@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmd_runtime import backends, verify
+from glmd_runtime import backends, comparison
 from glmd_runtime.bundle import Bundle, open_bundle, write_bundle
+from glmd_runtime.comparison import TOLERANCES
 from glmd_runtime.errors import BundleError, GlmdError, ParityError, UnsupportedError, UsageError
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs
-from glmd_runtime.verify import TOLERANCES, VerifyReport, VerifyRow, verify_bundle
+from glmd_runtime.verify import verify_bundle
+from glmd_runtime.verify_report import VerifyReport, VerifyRow
 from tests import tiny
 from tests.conftest import skip_unless
 
@@ -35,10 +37,10 @@ def raw(seed: int = 0, n: int = 30) -> RawOutputs:
     return RawOutputs(boxes, scores, np.arange(n) < n - 4)
 
 
-def both(expected: RawOutputs, came: RawOutputs, tolerance: verify.Tolerance = FP32) -> list[str]:
+def both(expected: RawOutputs, came: RawOutputs, tolerance: comparison.Tolerance = FP32) -> list[str]:
     stages = (
-        verify.compare_raw([expected], [came], tolerance, canvas=100),
-        verify.compare_detections([expected], [came], tolerance, HW, SPEC),
+        comparison.compare_raw([expected], [came], tolerance, canvas=100),
+        comparison.compare_detections([expected], [came], tolerance, HW, SPEC),
     )
     return [outcome.status for outcome in stages]
 
@@ -60,9 +62,9 @@ def jittered(outputs: RawOutputs, seed: int, pixels: float, score: float) -> Raw
     return RawOutputs(boxes, np.clip(scores, 0, None), outputs.valid)
 
 
-def int8(expected: RawOutputs, came: RawOutputs) -> verify.Outcome:
+def int8(expected: RawOutputs, came: RawOutputs) -> comparison.Outcome:
     wide = np.array([[20.0, 30.0 * max(1, len(expected.valid), len(came.valid))]], np.float32)
-    return verify.compare_detections([expected], [came], INT8, wide, PostprocessSpec((0.5,)))
+    return comparison.compare_detections([expected], [came], INT8, wide, PostprocessSpec((0.5,)))
 
 
 def shuffled(outputs: RawOutputs, seed: int = 1) -> RawOutputs:
@@ -126,7 +128,7 @@ def test_dropped_boxes_fail(seed: int, number: int) -> None:
     wide = np.array([[20.0, 900.0]], np.float32)
     dropped = replace(separate(scores), valid=kept)
     for tolerance in (FP32, FP16):
-        assert verify.compare_detections([separate(scores)], [dropped], tolerance, wide, SPEC1).status == "failed"
+        assert comparison.compare_detections([separate(scores)], [dropped], tolerance, wide, SPEC1).status == "failed"
 
 
 @verdicts
@@ -164,24 +166,24 @@ def test_int8_needs_the_class_and_reports_false_alarms() -> None:
     one = raw()
     first = np.zeros((1, 2), np.float32) + np.float32([0.9, 0.0])
     expected = RawOutputs(one.boxes[:1], first, one.valid[:1])
-    assert verify.compare_detections([expected], [expected], INT8, HW, SPEC).status == "passed"
+    assert comparison.compare_detections([expected], [expected], INT8, HW, SPEC).status == "passed"
     other = replace(expected, scores=first[:, ::-1])
-    assert verify.compare_detections([expected], [other], INT8, HW, SPEC).status == "failed"
+    assert comparison.compare_detections([expected], [other], INT8, HW, SPEC).status == "failed"
     outcome = int8(separate([0.9]), separate([0.9] * 4))
     assert (outcome.metrics["extra"], outcome.metrics["unmatched"]) == (0.75, 0)
 
 
 def test_raw_outputs_of_int8_are_reported_unless_they_are_no_numbers() -> None:
-    outcome = verify.compare_raw([raw()], [scored(0.2)(raw())], INT8, canvas=100)
+    outcome = comparison.compare_raw([raw()], [scored(0.2)(raw())], INT8, canvas=100)
     assert outcome.status == "passed" and outcome.metrics["score_max"] == pytest.approx(0.2)
-    assert verify.compare_raw([raw()], [scored(np.nan)(raw())], INT8, canvas=100).status == "failed"
+    assert comparison.compare_raw([raw()], [scored(np.nan)(raw())], INT8, canvas=100).status == "failed"
 
 
 def test_numbers_are_reported_in_pixels_and_scores() -> None:
     one = raw()
     came = replace(one, boxes=one.boxes.copy(), scores=one.scores + np.float32(0.01))
     came.boxes[3] += 0.5
-    metrics = verify.compare_raw([one], [came], FP16, canvas=100).metrics
+    metrics = comparison.compare_raw([one], [came], FP16, canvas=100).metrics
     assert metrics["box_px_max"] == pytest.approx(0.5, abs=1e-4) and metrics["box_px_p99"] <= 0.5
     assert metrics["score_max"] == pytest.approx(0.01, abs=1e-4)
     assert metrics["box_cosine"] > 0.999 and metrics["score_cosine"] > 0.99
@@ -189,7 +191,7 @@ def test_numbers_are_reported_in_pixels_and_scores() -> None:
 
 def test_score_pairs_are_those_of_the_same_proposals() -> None:
     one = raw()
-    pairs = verify.score_pairs([one, one], [shuffled(scored(0.01)(one)), one], FP16)
+    pairs = comparison.score_pairs([one, one], [shuffled(scored(0.01)(one)), one], FP16)
     assert pairs.shape == (2 * 26 * 2, 2)
     np.testing.assert_allclose(pairs[:, 1] - pairs[:, 0], np.repeat([0.01, 0.0], 52), atol=1e-6)
 
@@ -239,12 +241,12 @@ def rows(*detections: tuple[float, float]) -> RawOutputs:
 )
 def test_detections(expected: list[tuple[float, float]], came: list[tuple[float, float]], status: str) -> None:
     spec = PostprocessSpec((0.3,))
-    assert verify.compare_detections([rows(*expected)], [rows(*came)], FP32, HW, spec).status == status
+    assert comparison.compare_detections([rows(*expected)], [rows(*came)], FP32, HW, spec).status == status
 
 
 def test_what_is_forgiven_is_counted() -> None:
     def metrics(expected: list[tuple[float, float]], came: list[tuple[float, float]]) -> tuple[float, ...]:
-        outcome = verify.compare_detections([rows(*expected)], [rows(*came)], FP32, HW, SPEC1)
+        outcome = comparison.compare_detections([rows(*expected)], [rows(*came)], FP32, HW, SPEC1)
         return tuple(outcome.metrics[name] for name in ("detections", "unmatched", "borderline", "near_ties"))
 
     assert metrics([(0, 0.9), (50, 0.051)], [(0, 0.9)]) == (2, 0, 1, 0)
@@ -264,13 +266,13 @@ def test_greedy_pairs_agree_with_the_plain_loop(seed: int) -> None:
         i, j = np.unravel_index(np.argmin(left), left.shape)
         pairs.append((i, j))
         left[i, :] = left[:, j] = np.inf
-    assert list(zip(*verify.greedy_pairs(cost), strict=True)) == pairs
+    assert list(zip(*comparison.greedy_pairs(cost), strict=True)) == pairs
 
 
 def test_greedy_pairs_take_the_cheapest_first() -> None:
     cost = np.array([[1.0, 0.5], [0.6, np.inf], [np.inf, np.inf]])
-    assert [p.tolist() for p in verify.greedy_pairs(cost)] == [[0, 1], [1, 0]]
-    assert [len(p) for p in verify.greedy_pairs(np.zeros((0, 3)))] == [0, 0]
+    assert [p.tolist() for p in comparison.greedy_pairs(cost)] == [[0, 1], [1, 0]]
+    assert [len(p) for p in comparison.greedy_pairs(np.zeros((0, 3)))] == [0, 0]
 
 
 @pytest.mark.parametrize(("batch", "name"), [(b, n) for b in (1, 3) for n in ("onnxruntime", "openvino")])

@@ -252,6 +252,7 @@ def test_wrong_inputs_are_one_clear_error_each(
         (("--engine", bundle, "--data", empty), "not JSON"),
         (("--checkpoint", bundle, "--data", labels), "use --engine"),
         (("--engine", tmp_path / "none.glmd", "--data", labels), "none.glmd"),
+        (("--engine", empty, "--data", labels), "empty.json is a file in no bundle"),
     ]
     empty.write_text("")
     for arguments, says in cases:

@@ -22,11 +22,13 @@ from torch import nn
 
 from glmd_runtime import Detector, backends, calibration, enroll, verify_calibration
 from glmd_runtime import bundle as bundles
+from glmd_runtime import reference as references
 from glmd_runtime.backends.fake import FakeBackend
-from glmd_runtime.bundle import MANIFEST, SEAL, Bundle, write_bundle
+from glmd_runtime.bundle import SEAL, Bundle, write_bundle
 from glmd_runtime.calibration import CalibrationSpec, prototypes_to_bytes
 from glmd_runtime.enroll import EnrolledSpec
 from glmd_runtime.errors import BundleError, CheckpointError
+from glmd_runtime.manifest import MANIFEST
 from glmd_runtime.metrics import Metrics
 from glmd_runtime.verify_calibration import PcbReference
 from glmd_runtime.web.server import WebHandler
@@ -43,7 +45,7 @@ from tests.trust.parts import Figures, Form, Part, require
 DESERIALISERS = (
     (backends, "load"),
     (bundles, "parse_json"),
-    (bundles, "read_npz"),
+    (references, "read_npz"),
     (verify_calibration, "read_npz"),
     (calibration, "load"),
     (enroll, "load"),

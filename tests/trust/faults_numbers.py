@@ -16,8 +16,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from glmd_runtime.bundle import MANIFEST, SEAL, open_bundle
+from glmd_runtime.bundle import SEAL, open_bundle
 from glmd_runtime.errors import GlmdError
+from glmd_runtime.manifest import MANIFEST
 from glmd_runtime.plans.plan import sha256
 from glmd_runtime.postprocess import PostprocessSpec, RawOutputs, postprocess
 from glmd_runtime.preprocess import Geometry, preprocess

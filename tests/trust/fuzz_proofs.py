@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def resealed(path: Path, name: str, content: bytes) -> Bundle:
     """The bundle with another content of one of its files, and the hashes of it."""
-    from glmd_runtime.bundle import MANIFEST, SEAL, open_bundle
+    from glmd_runtime.bundle import SEAL, open_bundle
+    from glmd_runtime.manifest import MANIFEST
 
     (path / name).write_bytes(content)
     values = json.loads((path / MANIFEST).read_text())
@@ -33,7 +34,7 @@ def verify(folder: Path) -> Target:
     """verify.json, as far as it decides which engine runs."""
     from glmd_runtime import backends, selection
     from glmd_runtime.bundle import VERIFY
-    from glmd_runtime.verify import VerifyReport
+    from glmd_runtime.verify_report import VerifyReport
     from tests import tiny
 
     path = tiny.bundle(folder / "tiny.glmd").path

@@ -40,10 +40,11 @@ from tests.trust.fuzz_mutations import (
 def manifest(folder: Path) -> Target:
     """manifest.json, sealed, so that nothing but its content can be wrong; what is not refused is run and drawn."""
     from glmd_runtime.backends.fake import FakeBackend
-    from glmd_runtime.bundle import MANIFEST, SEAL, open_bundle, write_bundle
+    from glmd_runtime.bundle import SEAL, open_bundle, write_bundle
     from glmd_runtime.camera.looks import Statistics
     from glmd_runtime.detector import Detector
     from glmd_runtime.draw import draw
+    from glmd_runtime.manifest import MANIFEST
     from glmd_runtime.thermal import Intensity
     from glmd_runtime.tuned import TunedSpec, this_machine
     from tests import tiny
