@@ -360,8 +360,9 @@ def test_a_target_can_be_checked_before_the_work(tmp_path: Path, monkeypatch: py
 
 def test_the_exporter_checks_its_target_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos.glmd").mkdir()
-    output = str(tmp_path / "photos.glmd")
-    assert export_cli.main(["--ckpt", "absent.safetensors", "-o", output, "--overwrite"]) == 1
+    (tmp_path / "damaged.safetensors").touch()
+    given = ["--ckpt", str(tmp_path / "damaged.safetensors"), "-o", str(tmp_path / "photos.glmd"), "--overwrite"]
+    assert export_cli.main(given) == 1
     assert "is no bundle" in capsys.readouterr().err
 
 
