@@ -129,7 +129,7 @@ def test_the_commands_of_a_wheel(installed: Path, tmp_path: Path) -> None:
 def test_what_commands_read_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; import glmd_runtime, glmd_train; from glmd_train.commands.teach import BASE\n"
-        "train, page = Path(glmd_train.__file__).parent, Path(glmd_runtime.__file__).parent / 'page'\n"
+        "train, page = Path(glmd_train.__file__).parent, Path(glmd_runtime.__file__).parent / 'web' / 'page'\n"
         "recipes = len(list(train.glob('configs/recipes/*.yaml')))\n"
         "print(BASE.stat().st_size > 1e6, recipes, (page / 'index.html').is_file())"
     )
