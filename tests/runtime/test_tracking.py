@@ -235,5 +235,5 @@ def test_the_documents_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackers", None)
-    with pytest.raises(UnsupportedError, match=r"\.\[track\]"):
+    with pytest.raises(UnsupportedError, match=r"\[track\]"):
         Tracker()

@@ -102,5 +102,5 @@ def test_wrong_points(make: Callable[[], object]) -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(UnsupportedError, match=r"\.\[track\]"):
+    with pytest.raises(UnsupportedError, match=r"\[track\]"):
         Zone([(0, 0), (9, 0), (9, 9)])
