@@ -2,7 +2,8 @@
 
     python -m benchmarks.picture
 
-Another machine has other last digits and with them other pixels: make it for a new model, not on every run.
+Another machine's arithmetic gives other last digits and with them other pixels: it is made for a new model, not on
+every run.
 """
 
 from __future__ import annotations

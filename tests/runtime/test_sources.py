@@ -207,7 +207,7 @@ def test_rate_and_temperatures_of_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("celsius=0.01", "celsius like celsius=0.01,-273.15; got celsius=0.01;"),
+        ("celsius=0.01", "celsius like celsius=0.01,-273.15; got celsius=0.01. Correct it."),
         ("celsius=a,b", "got celsius=a,b"),
         ("fps=0", "fps like fps=9; got fps=0"),
         ("colour=1", "the keys celsius, fps; got 'colour'"),

@@ -62,7 +62,7 @@ def test_eight_bits_pass_unchanged(shape: tuple[int, ...]) -> None:
         (("percentile", 1, 101), "0 <= low < high <= 100"),
         (("linear", 5, 5), "0 <= low < high <= 65535"),
         (("plateau", 1, 99, 0), "plateau > 0"),
-        (("clahe", 1, 99, 1, 0), "^intensity needs plateau > 0, clip > 0 and .* seconds; got 1, 0, 0.0$"),
+        (("clahe", 1, 99, 1, 0), r"^intensity needs plateau > 0, clip > 0 and .* seconds; got 1, 0, 0\.0\.$"),
         (("percentile", 1, 99, 1, 2, "hot"), "'white-hot' or 'black-hot'; got 'hot'"),
         (("percentile", 1, 99, 1, 2, "white-hot", float("inf")), "damping of 0 or more seconds"),
     ],
