@@ -112,14 +112,7 @@ def run(args: argparse.Namespace) -> None:
         outputs: list[Outputs] = []
         failed: GlmdError | None = None
         try:
-            with ExitStack() as files:
-                for number, stream in enumerate(pipeline.streams, start=1):
-                    number_there = number if len(pipeline.streams) > 1 else None
-                    outputs.append(files.enter_context(Outputs(args, stream, number_there)))
-                by_name = {output.stream.name: output for output in outputs}
-                listeners.append(lambda result: by_name[result.stream].add(result))
-                with _signals(pipeline):
-                    pipeline.run()
+            _run_into_files(args, pipeline, listeners, outputs)
         except GlmdError as error:
             failed = error
         progress.stop()
@@ -128,6 +121,20 @@ def run(args: argparse.Namespace) -> None:
             raise failed
         if view_at and not pipeline.stopped:
             _linger()
+
+
+def _run_into_files(
+    args: argparse.Namespace, pipeline: Pipeline, listeners: list[Callable[[Result], object]], outputs: list[Outputs]
+) -> None:
+    """Run to the end, with the files of each stream, which become `outputs`: whole afterwards, or gone if it raises."""
+    with ExitStack() as files:
+        for number, stream in enumerate(pipeline.streams, start=1):
+            number_there = number if len(pipeline.streams) > 1 else None
+            outputs.append(files.enter_context(Outputs(args, stream, number_there)))
+        by_name = {output.stream.name: output for output in outputs}
+        listeners.append(lambda result: by_name[result.stream].add(result))
+        with _signals(pipeline):
+            pipeline.run()
 
 
 def _summarise(outputs: Sequence[Outputs], detector: Detector, to: TextIO, failed: GlmdError | None) -> None:
