@@ -92,13 +92,13 @@ def _check(options: argparse.Namespace) -> None:
 
 def _check_paths(options: argparse.Namespace) -> None:
     """What will be read, a first time: the models are opened one after the other."""
-    from glmd_runtime.bundle import open_bundle
+    from glmd_runtime.bundle import bundle_of, open_bundle
     from glmd_train.given import background_pictures, check_checkpoint, check_data
 
     for path in options.checkpoint or ():
         check_checkpoint(path, options.config, options.classes)
     for path in options.engine or ():
-        open_bundle(path.parent if path.is_file() else path)
+        open_bundle(bundle_of(path))
     check_data(options.data_per_model or options.data, options.images)
     if options.background:
         background_pictures(options.background)

@@ -23,6 +23,7 @@ from glmd_train.training.run_folder import RunFolder
 from tests.train.squares import draw_squares, glmd_train, write_config
 
 CONFIGS = Path(__file__).parents[2] / "glmd_train" / "configs"
+BASE = CONFIGS.parent / "thermal_lite0_base.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +217,8 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("module", "arguments", "extra"),
     [
-        ("glmd_train.cli", ["eval", "--checkpoint", "x.safetensors", "--data", "x.json"], ".[train]"),
-        ("glmd_export.cli", ["--ckpt", str(CONFIGS), "-o", "not_written.glmd"], ".[export]"),
+        ("glmd_train.cli", ["convert", "--checkpoint", str(BASE), "-o", "not_written.safetensors"], "[train]"),
+        ("glmd_export.cli", ["--ckpt", str(BASE), "-o", "not_written.glmd"], "[export]"),
     ],
 )
 def test_without_torch_the_error_names_the_extra(module: str, arguments: list[str], extra: str) -> None:
