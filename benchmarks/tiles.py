@@ -3,7 +3,7 @@
 Two sets are as their cameras gave them; a frame of `hit_uav_mosaic` is four pictures of hit_uav, 1280x1024, as from a
 camera with twice the canvas' pixels each way.
 
-    python -m benchmarks.tiles --bundle models/thermal_lite0.glmd
+    python -m benchmarks.tiles --bundle models/thermal_lite0.glmd    # and the table of docs/few-shot.md
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import conditions, write
+from benchmarks.common import conditions, write, write_tables
+from benchmarks.tables import Lines, table
 from glmd_runtime import Detections, Detector
 from glmd_runtime.boxes import area
 from glmd_train.data.coco import Record, load_coco
@@ -31,6 +32,7 @@ from glmd_train.scores.intervals import Interval, ap_difference, ap_intervals, c
 
 TILES = {"none": None, "2x1": (2, 1), "2x2": (2, 2)}
 SMALL = 16.0**2  # frame pixels
+DOCUMENT = Path(__file__).parents[1] / "docs" / "few-shot.md"
 Samples = Sequence[tuple[Record, Callable[[], NDArray[Any]]]]  # labels, and what reads the frame
 Found = dict[str, list[Detections]]
 
@@ -56,6 +58,7 @@ def main() -> None:
     command = f"python -m benchmarks.tiles --bundle {given.bundle} --threads {given.threads}"
     setup = {"batch": 1, "precision": info["precision"], "score_threshold": EVAL_SCORE, "small_below_area": SMALL}
     print(write(f"tiles_{given.bundle.stem}", {**conditions(command), **setup, "engine": info, "sets": rows}))
+    write_tables(DOCUMENT, {"tiles": lines(rows)})
 
 
 def mosaics(records: Sequence[Record]) -> Samples:
@@ -151,6 +154,23 @@ def print_set(name: str, row: dict[str, Any]) -> None:
         times = f"{row['ms'][tiles]['times_none']:.2f} times the time"
         parts = [f"{size} {row[size][tiles]}" for size in ("all", "small")]
         print(f"{name:15s} {tiles:5s} {times}  {'  '.join(parts)}")
+
+
+def lines(sets: dict[str, Any]) -> Lines:
+    """A row for each set and each number of tiles."""
+    header = ["set", "tiles", "ms a frame", "AP, all objects", "AP, small ones", "right and wrong at score 0.3"]
+    return table(header, [
+        [name, tiles, f"{row['ms'][tiles]['median']} ({row['ms'][tiles]['times_none']} times)",
+         *(ap_and_gain(row[size][tiles]) for size in ("all", "small")),
+         "{} and {}".format(*row["all"][tiles]["true_and_false_at_0.3"])]
+        for name, row in sets.items() for tiles in TILES
+    ])
+
+
+def ap_and_gain(row: dict[str, Any]) -> str:
+    """AP; what it is more than without tiles, with the 95% interval over pictures."""
+    gain = row.get("ap_difference")
+    return f"{row['ap']}, {gain[0]:+} ({gain[1]:+} to {gain[2]:+})" if gain else f"{row['ap']}"
 
 
 if __name__ == "__main__":
