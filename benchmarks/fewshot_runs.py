@@ -63,10 +63,10 @@ class Key:
 
 
 def keys(tables: Sequence[str], shots: Sequence[int], seeds: Sequence[int], names: Sequence[str]) -> Iterator[Key]:
-    """Every run that is asked for (nothing given: all), whole draws first, so that a stop leaves pairs."""
+    """Every run that is asked for (nothing given: all), whole draws first, so that a stop leaves pairs at every K."""
     for table in tables:
-        for number in reversed(TABLE_SHOTS[table]):
-            for seed in SEEDS[table]:
+        for seed in SEEDS[table]:
+            for number in reversed(TABLE_SHOTS[table]):
                 for method in METHODS[table]:
                     asked = zip((number, seed, method.name), (shots, seeds, names), strict=True)
                     if all(not some or one in some for one, some in asked):
