@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.aims import AIMS, NAMES, rate
 from benchmarks.common import between_marks
+from benchmarks.misses import BADLY, MISSED, outcome
 from benchmarks.operations import operations
 from benchmarks.peaks import CACHED, Peaks
 from benchmarks.published import difference
@@ -153,6 +154,25 @@ def test_detections_are_compared_in_pairs() -> None:
     some = difference(found((0, 0.9), (50, 0.5)), found((1, 0.8), (80, 0.5)))
     assert (some["unmatched"], some["box_difference_px"]) == (2, 1.0)
     assert some["score_difference"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("boxes", "became"), [
+    ([], MISSED),
+    ([(0, 0.9, 0)], "uav"),
+    ([(0, 0.4, 0), (1, 0.6, 1)], "bird"),
+    ([(1, 0.4, 0), (7, 0.6, 1)], "uav"),
+    ([(7, 0.9, 0)], BADLY),
+    ([(10, 0.9, 0)], MISSED),
+])
+def test_the_best_scored_box_on_an_object_says_what_it_was_found_as(
+    boxes: list[tuple[float, float, int]], became: str
+) -> None:
+    """Boxes of 10 pixels by their left edge, with score and class; the object's begins at 0."""
+    xyxy = np.array([[x, 0, x + 10, 10] for x, _, _ in boxes], np.float32).reshape(-1, 4)
+    scores = np.array([score for _, score, _ in boxes], np.float32)
+    class_ids = np.array([number for _, _, number in boxes], np.int64)
+    found = Detections(xyxy, scores, class_ids, ("uav", "bird"))
+    assert outcome(np.array([0, 0, 10, 10], np.float32), found) == became
 
 
 def test_a_document_without_its_marks_is_refused() -> None:
