@@ -1,4 +1,5 @@
-"""AP and recall of an exported bundle on the validation sets, through `Detector.run`, as a user runs it.
+"""AP of an exported bundle on the validation sets, through `Detector.run`, as a user runs it, and what a score
+threshold keeps: how many of the objects, and how many boxes that are none.
 
     python -m benchmarks.accuracy --bundle models/thermal_lite0.glmd
 """
@@ -7,15 +8,20 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.common import conditions, write
-from glmd_runtime import Detector
-from glmd_train.data.coco import load_coco
-from glmd_train.evaluate import EVAL_SCORE, evaluate
+from glmd_runtime import Detections, Detector
+from glmd_train.data.coco import Record, load_coco
+from glmd_train.evaluate import EVAL_SCORE, detect, in_order, match_greedily, score
+from glmd_train.scores.intervals import covered
 from glmd_train.scores.report import print_scores
 
 SETS = ("hit_uav", "air", "dogs_people", "cheetah")
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 
 
 def main() -> None:
@@ -26,14 +32,45 @@ def main() -> None:
     given = options.parse_args()
     with Detector(given.bundle, backend=given.backend, score_threshold=EVAL_SCORE) as detector:
         names = detector.class_names
-        sets = {name: load_coco(given.data / name / "val.json", names) for name in SETS}
-        scores = {name: evaluate(detector.run, records, names) for name, records in sets.items()}
+        sets = {name: in_order(load_coco(given.data / name / "val.json", names)) for name in SETS}
+        found = {name: detect(detector.run, records) for name, records in sets.items()}
         info = detector.info()
+    scores = {name: score(records, found[name], names) for name, records in sets.items()}
     print_scores(scores)
     command = f"python -m benchmarks.accuracy --bundle {given.bundle} --backend {given.backend}"
-    rows = {name: score.to_dict() for name, score in scores.items()}
+    rows = {name: {**scores[name].to_dict(), "kept": kept(records, found[name])} for name, records in sets.items()}
     setup = {"batch": 1, "precision": info["precision"], "score_threshold": EVAL_SCORE, "engine": info, "sets": rows}
     print(write(f"accuracy_{given.bundle.stem}", {**conditions(command), **setup}))
+
+
+def kept(records: Sequence[Record], found: Sequence[Detections]) -> dict[str, dict[str, float]]:
+    """By score threshold: the part of the objects that is found, the part of the boxes that is right, and how many
+    boxes a frame are not."""
+    objects = sum(len(record.labels) for record in records)
+    rows = {}
+    for threshold in THRESHOLDS:
+        right, wrong = true_and_false(records, found, threshold)
+        rows[str(threshold)] = {
+            "recall": round(right / objects, 4),
+            "precision": round(right / max(1, right + wrong), 4),
+            "wrong_a_frame": round(wrong / len(records), 2),
+        }
+    return rows
+
+
+def true_and_false(records: Sequence[Record], found: Sequence[Detections], threshold: float) -> tuple[int, int]:
+    """How many detections of that score or more are an object of their class (IoU 0.5), and how many are none.
+
+    What an ignore region covers by half is neither.
+    """
+    true = false = 0
+    for record, one in zip(records, found, strict=True):
+        for class_id in range(len(one.class_names)):
+            mine = one[(one.class_ids == class_id) & (one.scores >= threshold)]
+            hits = match_greedily(mine.xyxy, record.boxes[record.labels == class_id]) >= 0
+            alarms = ~hits & (covered(mine.xyxy, record.ignore) < 0.5)
+            true, false = true + int(np.sum(hits)), false + int(np.sum(alarms))
+    return true, false
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.accuracy import true_and_false
 from benchmarks.common import conditions, write, write_tables
 from benchmarks.tables import Lines, table
 from glmd_runtime import Detections, Detector
 from glmd_runtime.boxes import area
 from glmd_train.data.coco import Record, load_coco
-from glmd_train.evaluate import EVAL_SCORE, RECALL_SCORE, in_order, match_greedily
-from glmd_train.scores.intervals import Interval, ap_difference, ap_intervals, covered
+from glmd_train.evaluate import EVAL_SCORE, RECALL_SCORE, in_order
+from glmd_train.scores.intervals import Interval, ap_difference, ap_intervals
 
 TILES = {"none": None, "2x1": (2, 1), "2x2": (2, 2)}
 SMALL = 16.0**2  # frame pixels
@@ -113,7 +114,7 @@ def scores(records: Sequence[Record], found: Found) -> dict[str, Any]:
     for name, detections in found.items():
         fields = ap_intervals(records, detections, present)["all"]
         rows[name] = {field: percent(fields[field])[0] for field in ("ap", "ap50")}
-        rows[name]["true_and_false_at_0.3"] = true_and_false(records, detections)
+        rows[name]["true_and_false_at_0.3"] = true_and_false(records, detections, RECALL_SCORE)
         if name != "none":
             rows[name]["ap_difference"] = percent(ap_difference(records, found["none"], detections))
     return rows
@@ -122,21 +123,6 @@ def scores(records: Sequence[Record], found: Found) -> dict[str, Any]:
 def percent(interval: Interval) -> list[float]:
     """Value and bounds of the 95% interval over the pictures."""
     return [round(100 * value, 1) for value in interval]
-
-
-def true_and_false(records: Iterable[Record], found: Iterable[Detections]) -> list[int]:
-    """How many detections of score 0.3 or more are an object of their class (IoU 0.5), and how many are none.
-
-    What an ignore region covers by half is neither.
-    """
-    true = false = 0
-    for record, one in zip(records, found, strict=True):
-        for class_id in range(len(one.class_names)):
-            mine = one[(one.class_ids == class_id) & (one.scores >= RECALL_SCORE)]
-            hits = match_greedily(mine.xyxy, record.boxes[record.labels == class_id]) >= 0
-            alarms = ~hits & (covered(mine.xyxy, record.ignore) < 0.5)
-            true, false = true + int(hits.sum()), false + int(alarms.sum())
-    return [true, false]
 
 
 def only_small(records: Sequence[Record], found: Found) -> tuple[list[Record], Found]:
