@@ -147,7 +147,7 @@ def _check_sizes(one: LabelledSet, records: Sequence[Record], model: ModelConfig
                 "warning" if small > SMALL_PART * len(sides) else "note", "small boxes",
                 f"{small} of {len(sides)} boxes of {name} have a side under {model.stride} pixels in the network's "
                 f"picture ({sides.min():.1f} the smallest), less than one cell of its features. Go nearer, use a "
-                "longer lens, or cut the pictures in two, teach these, and run with `--tiles 2 1`",
+                "longer lens, or cut the pictures in four, teach these, and run with `--tiles 2 2`",
             )
         if large := int((sides > largest).sum()):
             one.add(
