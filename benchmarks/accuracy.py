@@ -1,5 +1,5 @@
 """AP of an exported bundle on the validation sets, through `Detector.run`, as a user runs it, and what a score
-threshold keeps: how many of the objects, and how many boxes that are none.
+threshold lets through: how many of the objects are found, and how many boxes are on no object.
 
     python -m benchmarks.accuracy --bundle models/thermal_lite0.glmd
 """
@@ -38,12 +38,15 @@ def main() -> None:
     scores = {name: score(records, found[name], names) for name, records in sets.items()}
     print_scores(scores)
     command = f"python -m benchmarks.accuracy --bundle {given.bundle} --backend {given.backend}"
-    rows = {name: {**scores[name].to_dict(), "kept": kept(records, found[name])} for name, records in sets.items()}
+    rows = {
+        name: {**scores[name].to_dict(), "by_threshold": by_threshold(records, found[name])}
+        for name, records in sets.items()
+    }
     setup = {"batch": 1, "precision": info["precision"], "score_threshold": EVAL_SCORE, "engine": info, "sets": rows}
     print(write(f"accuracy_{given.bundle.stem}", {**conditions(command), **setup}))
 
 
-def kept(records: Sequence[Record], found: Sequence[Detections]) -> dict[str, dict[str, float]]:
+def by_threshold(records: Sequence[Record], found: Sequence[Detections]) -> dict[str, dict[str, float]]:
     """By score threshold: the part of the objects that is found, the part of the boxes that is right, and how many
     boxes a frame are not."""
     objects = sum(len(record.labels) for record in records)

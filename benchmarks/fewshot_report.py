@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.common import RESULTS, write_tables
@@ -69,14 +70,14 @@ def signed(one: Interval | None) -> str:
 
 def main_table(runs: Runs) -> list[str]:
     lines = ["| method | PCB | " + " | ".join(f"nAP, {k} shot{'s' * (k > 1)}" for k in SHOTS)
-             + " | nAP50, 10 shots | nAP, 10 shots, with train | runs | seconds, 10 shots |",
+             + " | nAP50, 10 shots | nAP, 10 shots, with train | runs | seconds, 10 shots, median |",
              "| --- | --- |" + " --- |" * (len(SHOTS) + 4)]
     for method in METHODS[MAIN]:
         cells = [said([ap_of(method)(row) for row in of(runs, MAIN, method.name, k).values()]) for k in SHOTS]
         ten = of(runs, MAIN, method.name, 10).values()
         cells += [said([value(row) for row in ten]) for value in (ap_of(method, key="ap50"), ap_of(method, "all"))]
         counts = "/".join(str(len(of(runs, MAIN, method.name, k))) for k in SHOTS)
-        middle = sorted(row["seconds"] for row in ten)[len(ten) // 2] if ten else ""
+        middle = round(median(row["seconds"] for row in ten)) if ten else ""
         lines.append(f"| {method.name} | {'on' if method.pcb else 'off'} | {' | '.join(cells)} | {counts} | {middle} |")
     return lines
 

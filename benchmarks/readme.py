@@ -1,4 +1,4 @@
-"""The tables of README.md, from the committed results.
+"""The tables of README.md and of other documents about the shipped model, from the committed results.
 
     python -m benchmarks.readme
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+from benchmarks import clips, tiles
 from benchmarks.aims import Results, load_results, spread
 from benchmarks.common import RESULTS, write_tables
 from benchmarks.fewshot_report import OURS, Runs, ap_of, difference, of, said, signed
 from benchmarks.fewshot_runs import MAIN, METHODS, SHOTS, read_runs
 from benchmarks.tables import Lines, table
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, CARD = ROOT / "README.md", ROOT / "models" / "thermal_lite0.md"
+FEW_SHOT, LIGHT_MODEL = ROOT / "docs" / "few-shot.md", ROOT / "docs" / "light_model.md"
 SETS = {  # name -> what is in it
     "hit_uav": "from a drone: person, car, bicycle",
     "air": "in the sky: uav, airplane, helicopter, bird",
@@ -26,9 +30,20 @@ THRESHOLDS = ("0.3", "0.7")  # the default one, and one for few false alarms
 ENGINES = ("PyTorch eager", "onnxruntime model.onnx", "openvino openvino.fp32.xml", "openvino openvino.int8.xml")
 
 
-def tables() -> dict[str, Lines]:
-    results = load_results()
-    return {"speed": speed(results), "accuracy": accuracy(results), "fewshot": fewshot(read_runs())}
+def tables() -> dict[Path, dict[str, Lines]]:
+    """Document -> mark -> table."""
+    results, sets = load_results(), of_shipped("accuracy")["sets"]
+    return {
+        README: {"speed": speed(results), "accuracy": accuracy(results, sets), "fewshot": fewshot(read_runs())},
+        CARD: {"by_threshold": by_threshold(sets)},
+        FEW_SHOT: {"tiles": tiles.lines(of_shipped("tiles")["sets"])},
+        LIGHT_MODEL: {"clips": clips.lines(of_shipped("clips")["clips"])},
+    }
+
+
+def of_shipped(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}_thermal_lite0.json").read_text())
+    return result
 
 
 def speed(results: Results) -> Lines:
@@ -41,15 +56,22 @@ def speed(results: Results) -> Lines:
     ])
 
 
-def accuracy(results: Results) -> Lines:
-    sets = json.loads((RESULTS / "accuracy_thermal_lite0.json").read_text())["sets"]
+def accuracy(results: Results, sets: dict[str, Any]) -> Lines:
     exact = next(row["accuracy"]["sets"] for row in results["latency"] if row.get("engine") == "model.onnx")
     header = ["val list", "objects", "AP50", "in float32", *(f"found, and right, at score {at}" for at in THRESHOLDS)]
     return table(header, [
         [f"{name} ({what})", str(sum(one["objects"] for one in sets[name]["classes"].values())),
          f"{100 * sets[name]['mean']['ap50']:.1f}", f"{exact[f'{name}/val']:.1f}",
-         *("{recall:.0%}, {precision:.0%}".format(**sets[name]["kept"][at]) for at in THRESHOLDS)]
+         *("{recall:.0%}, {precision:.0%}".format(**sets[name]["by_threshold"][at]) for at in THRESHOLDS)]
         for name, what in SETS.items()
+    ])
+
+
+def by_threshold(sets: dict[str, Any]) -> Lines:
+    rows = {name: one["by_threshold"] for name, one in sets.items()}
+    said = "{recall:.0%}, {precision:.0%}, {wrong_a_frame:.2f}"
+    return table(["val list", *(f"at score {at}" for at in rows["air"])], [
+        [name, *(said.format(**one) for one in row.values())] for name, row in rows.items()
     ])
 
 
@@ -68,8 +90,9 @@ def fewshot(runs: Runs) -> Lines:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    write_tables(README, tables())
-    print(f"Written: {README}")
+    for document, marked in tables().items():
+        write_tables(document, marked)
+        print(f"Written: {document}")
 
 
 if __name__ == "__main__":

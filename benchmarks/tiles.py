@@ -3,7 +3,7 @@
 Two sets are as their cameras gave them; a frame of `hit_uav_mosaic` is four pictures of hit_uav, 1280x1024, as from a
 camera with twice the canvas' pixels each way.
 
-    python -m benchmarks.tiles --bundle models/thermal_lite0.glmd    # and the table of docs/few-shot.md
+    python -m benchmarks.tiles --bundle models/thermal_lite0.glmd    # then: python -m benchmarks.readme
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import true_and_false
-from benchmarks.common import conditions, write, write_tables
+from benchmarks.common import conditions, write
 from benchmarks.tables import Lines, table
 from glmd_runtime import Detections, Detector
 from glmd_runtime.boxes import area
@@ -33,7 +33,6 @@ from glmd_train.scores.intervals import Interval, ap_difference, ap_intervals
 
 TILES = {"none": None, "2x1": (2, 1), "2x2": (2, 2)}
 SMALL = 16.0**2  # frame pixels
-DOCUMENT = Path(__file__).parents[1] / "docs" / "few-shot.md"
 Samples = Sequence[tuple[Record, Callable[[], NDArray[Any]]]]  # labels, and what reads the frame
 Found = dict[str, list[Detections]]
 
@@ -59,7 +58,6 @@ def main() -> None:
     command = f"python -m benchmarks.tiles --bundle {given.bundle} --threads {given.threads}"
     setup = {"batch": 1, "precision": info["precision"], "score_threshold": EVAL_SCORE, "small_below_area": SMALL}
     print(write(f"tiles_{given.bundle.stem}", {**conditions(command), **setup, "engine": info, "sets": rows}))
-    write_tables(DOCUMENT, {"tiles": lines(rows)})
 
 
 def mosaics(records: Sequence[Record]) -> Samples:

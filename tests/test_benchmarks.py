@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.accuracy import by_threshold, true_and_false
 from benchmarks.aims import AIMS, NAMES, rate
+from benchmarks.clips import BADLY, NOT_BOXED, by_clip, lines, outcome
 from benchmarks.common import between_marks
-from benchmarks.misses import BADLY, MISSED, outcome
+from benchmarks.fewshot_runs import MAIN, METHODS, SHOTS, Key, keys
 from benchmarks.operations import operations
 from benchmarks.peaks import CACHED, Peaks
 from benchmarks.published import difference
@@ -21,6 +24,7 @@ from benchmarks.roofline import Executed, fused, stage_row
 from benchmarks.tables import TABLES
 from benchmarks.timing import in_turns, percentiles, ratio
 from glmd_runtime.detections import Detections
+from glmd_train.data.coco import Record
 
 NOTHING: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
 
@@ -156,23 +160,68 @@ def test_detections_are_compared_in_pairs() -> None:
     assert some["score_difference"] == pytest.approx(0.1)
 
 
+def flyers(*rows: tuple[float, float, int]) -> Detections:
+    """Boxes of 10 pixels by their left edge, with score and class."""
+    xyxy = np.array([[x, 0, x + 10, 10] for x, _, _ in rows], np.float32).reshape(-1, 4)
+    scores = np.array([score for _, score, _ in rows], np.float32)
+    return Detections(xyxy, scores, np.array([number for _, _, number in rows], np.int64), ("uav", "bird"))
+
+
+def labels(name: str, *lefts: float, ignore: tuple[float, ...] = ()) -> Record:
+    """A picture of uavs, boxes of 10 pixels by their left edge."""
+    boxes, regions = (flyers(*((x, 1, 0) for x in some)).xyxy for some in (lefts, ignore))
+    return Record(1, Path(name), (10, 100), boxes, np.zeros(len(lefts), np.int64), regions, ())
+
+
 @pytest.mark.parametrize(("boxes", "became"), [
-    ([], MISSED),
+    ([], NOT_BOXED),
     ([(0, 0.9, 0)], "uav"),
     ([(0, 0.4, 0), (1, 0.6, 1)], "bird"),
     ([(1, 0.4, 0), (7, 0.6, 1)], "uav"),
     ([(7, 0.9, 0)], BADLY),
-    ([(10, 0.9, 0)], MISSED),
+    ([(10, 0.9, 0)], NOT_BOXED),
 ])
 def test_the_best_scored_box_on_an_object_says_what_it_was_found_as(
     boxes: list[tuple[float, float, int]], became: str
 ) -> None:
-    """Boxes of 10 pixels by their left edge, with score and class; the object's begins at 0."""
-    xyxy = np.array([[x, 0, x + 10, 10] for x, _, _ in boxes], np.float32).reshape(-1, 4)
-    scores = np.array([score for _, score, _ in boxes], np.float32)
-    class_ids = np.array([number for _, _, number in boxes], np.int64)
-    found = Detections(xyxy, scores, class_ids, ("uav", "bird"))
-    assert outcome(np.array([0, 0, 10, 10], np.float32), found) == became
+    assert outcome(np.array([0, 0, 10, 10], np.float32), flyers(*boxes)) == became
+
+
+def test_outcomes_are_counted_by_clip() -> None:
+    good, bad = flyers((0, 0.9, 0)), flyers((0, 0.9, 1))
+    clips = by_clip([(labels("a_1.png", 0), good), (labels("a_2.png", 0), bad), (labels("b_1.png", 0), good)])
+    assert clips["a"] == {"class": "uav", "side": 10.0, "became": {"uav": 1, "bird": 1}}
+    rows = lines(clips)
+    assert rows[2:] == [
+        "| a | 10.0 | 1 of 2 | 1 as bird |  |  |", "| b | 10.0 | 1 of 1 |  |  |  |", "| all |  | 2 of 3 |  |  |  |",
+    ]
+
+
+@pytest.mark.parametrize(("boxes", "counts"), [
+    ([(0, 0.9, 0), (1, 0.8, 0)], (1, 1)),  # the second on the same object is wrong
+    ([(0, 0.9, 1)], (0, 1)),  # of another class
+    ([(0, 0.6, 0)], (0, 0)),  # under the threshold
+    ([(0, 0.7, 0)], (1, 0)),
+    ([(50, 0.9, 0)], (0, 0)),  # in an ignore region
+    ([(80, 0.9, 0)], (0, 1)),
+])
+def test_boxes_over_a_threshold_are_right_or_wrong(
+    boxes: list[tuple[float, float, int]], counts: tuple[int, int]
+) -> None:
+    assert true_and_false([labels("a", 0, ignore=(50,))], [flyers(*boxes)], 0.7) == counts
+
+
+def test_what_a_threshold_lets_through_is_a_share_of_objects_and_of_boxes() -> None:
+    rows = by_threshold([labels("a", 0, 20), labels("b")], [flyers((0, 0.8, 0), (40, 0.6, 0)), flyers()])
+    assert rows["0.5"] == {"recall": 0.5, "precision": 0.5, "wrong_a_frame": 0.5}
+    assert rows["0.7"] == {"recall": 0.5, "precision": 1.0, "wrong_a_frame": 0.0}
+    assert rows["0.9"] == {"recall": 0.0, "precision": 0.0, "wrong_a_frame": 0.0}
+
+
+def test_the_grid_is_made_draw_by_draw() -> None:
+    """At every K, by all methods, so that a stop leaves each column with as many draws."""
+    first = list(keys([MAIN], [], [], []))[: len(SHOTS) * len(METHODS[MAIN])]
+    assert set(first) == {Key(MAIN, method.name, k, 0) for method in METHODS[MAIN] for k in SHOTS}
 
 
 def test_a_document_without_its_marks_is_refused() -> None:

@@ -146,8 +146,8 @@ def _check_sizes(one: LabelledSet, records: Sequence[Record], model: ModelConfig
             one.add(
                 "warning" if small > SMALL_PART * len(sides) else "note", "small boxes",
                 f"{small} of {len(sides)} boxes of {name} have a side under {model.stride} pixels in the network's "
-                f"picture ({sides.min():.1f} the smallest), less than one cell of its features. Go nearer, use a "
-                "longer lens, or cut the pictures in four, teach these, and run with `--tiles 2 2`",
+                f"picture ({sides.min():.1f} the smallest), less than one cell of its features. Go nearer, or use a "
+                "longer lens",
             )
         if large := int((sides > largest).sum()):
             one.add(

@@ -1,8 +1,8 @@
-"""What becomes of the objects of air's val clips: found, taken for another class, boxed badly, or missed; by clip.
+"""What becomes of the objects of air's val clips: found, taken for another class, boxed badly, or not boxed; by clip.
 
-    python -m benchmarks.misses --bundle models/thermal_lite0.glmd    # and the table of docs/light_model.md
+    python -m benchmarks.clips --bundle models/thermal_lite0.glmd    # then: python -m benchmarks.readme
 
-The best scored box with IoU 0.5 decides. Each clip shows one object, whose label is the box of every picture.
+Each picture of a clip has one labelled object. Of the boxes of any score with IoU 0.5, the best scored decides.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.common import conditions, write, write_tables
+from benchmarks.common import conditions, write
 from benchmarks.tables import Lines, table
 from glmd_runtime import Detections, Detector
 from glmd_runtime.boxes import iou
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.evaluate import EVAL_SCORE
+from glmd_train.scores.misses import NEAR
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "light_model.md"
-BADLY, MISSED = "boxed badly", "missed"
-TOUCHES = 0.1  # IoU from which a box is a bad one, not of something else
+BADLY, NOT_BOXED = "boxed badly", "not boxed"
 
 
 def main() -> None:
@@ -37,13 +37,13 @@ def main() -> None:
         records = load_coco(given.data / "air" / "val.json", detector.class_names)
         clips = by_clip((record, detector.run(record.read())) for record in records)
         info = detector.info()
+    command = f"python -m benchmarks.clips --bundle {given.bundle}"
     setup = {"batch": 1, "precision": info["precision"], "score_threshold": EVAL_SCORE, "clips": clips}
-    print(write("misses", {**conditions(f"python -m benchmarks.misses --bundle {given.bundle}"), **setup}))
-    write_tables(DOCUMENT, {"misses": lines(clips)})
+    print(write(f"clips_{given.bundle.stem}", {**conditions(command), **setup}))
 
 
 def by_clip(samples: Iterable[tuple[Record, Detections]]) -> dict[str, dict[str, Any]]:
-    """Clip -> its class, the median shorter side of its boxes in frame pixels, and how many became what."""
+    """Clip -> its class, the median shorter side of its labels in frame pixels, and how many became what."""
     became: dict[str, Counter[str]] = defaultdict(Counter)
     sides: dict[str, list[float]] = defaultdict(list)
     classes: dict[str, str] = {}
@@ -59,25 +59,28 @@ def by_clip(samples: Iterable[tuple[Record, Detections]]) -> dict[str, dict[str,
     }
 
 
-def outcome(box: np.ndarray[Any, Any], found: Detections) -> str:
-    """The class that an object was found as, BADLY or MISSED."""
+def outcome(box: NDArray[np.float32], found: Detections) -> str:
+    """The class that an object was found as, BADLY or NOT_BOXED."""
     if not len(found):
-        return MISSED
+        return NOT_BOXED
     overlaps = iou(box[None], found.xyxy)[0]
     on_it = np.flatnonzero(overlaps >= 0.5)
     if len(on_it):
         return found.class_names[found.class_ids[on_it[found.scores[on_it].argmax()]]]
-    return BADLY if overlaps.max() >= TOUCHES else MISSED
+    return BADLY if overlaps.max() >= NEAR else NOT_BOXED
 
 
 def lines(clips: dict[str, dict[str, Any]]) -> Lines:
-    rows = []
+    rows, right_of_all, all_of_all = [], 0, 0
     for clip, one in clips.items():
         became = dict(one["became"])
-        right, badly, missed = (became.pop(key, 0) for key in (one["class"], BADLY, MISSED))
+        total = sum(became.values())
+        right, badly, nothing = (became.pop(key, 0) for key in (one["class"], BADLY, NOT_BOXED))
         others = ", ".join(f"{count} as {name}" for name, count in became.items())
-        rows.append([clip, str(one["side"]), str(right), others, str(badly or ""), str(missed or "")])
-    return table(["clip", "side, pixels", "found", "as another class", BADLY, MISSED], rows)
+        rows.append([clip, str(one["side"]), f"{right} of {total}", others, str(badly or ""), str(nothing or "")])
+        right_of_all, all_of_all = right_of_all + right, all_of_all + total
+    rows.append(["all", "", f"{right_of_all} of {all_of_all}", "", "", ""])
+    return table(["clip", "label's shorter side, pixels", "found", "as another class", BADLY, NOT_BOXED], rows)
 
 
 if __name__ == "__main__":
