@@ -18,9 +18,9 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from itertools import compress
+from itertools import compress, groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,24 @@ def make_runs(missing: Sequence[Key], data: Path, workers: int) -> None:
     """Make runs and add them to those that are there."""
     for base in {method_of(key).base for key in missing}:
         base_path(base)  # trained here where it lacks, not by several at once
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        running = [pool.submit(run, key, data) for key in missing]
-        for number, done in enumerate(as_completed(running), start=1):
-            if error := done.exception():  # the others are kept all the same
-                print(f"{number}/{len(missing)} failed: {error!r}", flush=True)
-                continue
-            row = done.result()
-            add_run(row)
-            off, on = (row[state]["val"]["ap"] for state in ("pcb_off", "pcb_on"))
-            said = f"nAP {off:.1f}, with PCB {on:.1f}, {row['seconds']} s"
-            print(f"{number}/{len(missing)} {row['method']}, {row['shots']} shots, {row['seed']}: {said}", flush=True)
+    # New processes for each draw: one grows by about a gigabyte a run, as training keeps the memory that it frees.
+    for (table, seed), keys_of_draw in groupby(missing, lambda key: (key.table, key.seed)):
+        print(f"table {table}, draw {seed}", flush=True)
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            running = {pool.submit(run, key, data): key for key in keys_of_draw}
+            for done in as_completed(running):
+                finish(running[done], done)
+
+
+def finish(key: Key, done: Future[dict[str, Any]]) -> None:
+    name = f"{key.method}, {key.shots} shots, {key.seed}"
+    if error := done.exception():  # the others are kept all the same
+        print(f"{name} failed: {error!r}", flush=True)
+        return
+    row = done.result()
+    add_run(row)
+    off, on = (row[state]["val"]["ap"] for state in ("pcb_off", "pcb_on"))
+    print(f"{name}: nAP {off:.1f}, with PCB {on:.1f}, {row['seconds']} s", flush=True)
 
 
 def run(key: Key, data: Path) -> dict[str, Any]:
