@@ -166,6 +166,7 @@ def plot(runs: Runs) -> None:
     axes.set_xticks(range(len(SHOTS)), [str(k) for k in SHOTS])
     axes.set_xlabel("labelled boxes of each class")
     axes.set_ylabel("nAP on val, mean and 95% interval over draws")
+    axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(PLOT, dpi=110)
     plt.close(figure)
