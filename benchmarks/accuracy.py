@@ -30,30 +30,33 @@ def main() -> None:
     options.add_argument("--data", type=Path, default=Path(os.environ.get("GLMD_DATA", "../shared/data")))
     options.add_argument("--backend", default="auto")
     given = options.parse_args()
-    with Detector(given.bundle, backend=given.backend, score_threshold=EVAL_SCORE) as detector:
-        names = detector.class_names
+    with Detector(given.bundle, backend=given.backend) as detector:
+        names, info = detector.class_names, detector.info()
+        detector.score_threshold = EVAL_SCORE
         sets = {name: in_order(load_coco(given.data / name / "val.json", names)) for name in SETS}
         found = {name: detect(detector.run, records) for name, records in sets.items()}
-        info = detector.info()
     scores = {name: score(records, found[name], names) for name, records in sets.items()}
     print_scores(scores)
     command = f"python -m benchmarks.accuracy --bundle {given.bundle} --backend {given.backend}"
+    own = tuple(info["score_thresholds"].values())
     rows = {
-        name: {**scores[name].to_dict(), "by_threshold": by_threshold(records, found[name])}
+        name: {**scores[name].to_dict(), "by_threshold": by_threshold(records, found[name], own)}
         for name, records in sets.items()
     }
     setup = {"batch": 1, "precision": info["precision"], "score_threshold": EVAL_SCORE, "engine": info, "sets": rows}
     print(write(f"accuracy_{given.bundle.stem}", {**conditions(command), **setup}))
 
 
-def by_threshold(records: Sequence[Record], found: Sequence[Detections]) -> dict[str, dict[str, float]]:
-    """By score threshold: the part of the objects that is found, the part of the boxes that is right, and how many
-    boxes a frame are not."""
+def by_threshold(
+    records: Sequence[Record], found: Sequence[Detections], own: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """By score threshold ("own": the bundle's, by class) the part of the objects that is found, the part of the boxes
+    that is right, and how many boxes a frame are not."""
     objects = sum(len(record.labels) for record in records)
     rows = {}
-    for threshold in THRESHOLDS:
-        right, wrong = true_and_false(records, found, threshold)
-        rows[str(threshold)] = {
+    for name, limits in {"own": own, **{str(one): (one,) * len(own) for one in THRESHOLDS}}.items():
+        right, wrong = true_and_false(records, found, limits)
+        rows[name] = {
             "recall": round(right / objects, 4),
             "precision": round(right / max(1, right + wrong), 4),
             "wrong_a_frame": round(wrong / len(records), 2),
@@ -61,15 +64,17 @@ def by_threshold(records: Sequence[Record], found: Sequence[Detections]) -> dict
     return rows
 
 
-def true_and_false(records: Sequence[Record], found: Sequence[Detections], threshold: float) -> tuple[int, int]:
-    """How many detections of that score or more are an object of their class (IoU 0.5), and how many are none.
+def true_and_false(
+    records: Sequence[Record], found: Sequence[Detections], limits: Sequence[float]
+) -> tuple[int, int]:
+    """How many detections over their class's threshold are an object of it (IoU 0.5), and how many are none.
 
     What an ignore region covers by half is neither.
     """
     true = false = 0
     for record, one in zip(records, found, strict=True):
-        for class_id in range(len(one.class_names)):
-            mine = one[(one.class_ids == class_id) & (one.scores >= threshold)]
+        for class_id, limit in enumerate(limits):
+            mine = one[(one.class_ids == class_id) & (one.scores > limit)]
             hits = match_greedily(mine.xyxy, record.boxes[record.labels == class_id]) >= 0
             alarms = ~hits & (covered(mine.xyxy, record.ignore) < 0.5)
             true, false = true + int(np.sum(hits)), false + int(np.sum(alarms))

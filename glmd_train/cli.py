@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from glmd_runtime.commands.command import run_command
 from glmd_runtime.commands.parser import Parser
-from glmd_train.commands import convert, evaluate, fit, prepare, prototypes, teach
+from glmd_train.commands import convert, evaluate, fit, prepare, prototypes, teach, thresholds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def parser() -> Parser:
         example="glmd-train teach --images pictures/ --annotations labels.json -o my_model",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (teach, prepare, fit, prototypes, evaluate, convert):
+    for command in (teach, prepare, fit, prototypes, thresholds, evaluate, convert):
         command.add_parser(commands)
     return top
 

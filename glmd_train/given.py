@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,6 +42,22 @@ def _check_description(config: Path | None, classes: Path | None) -> None:
         published_network(config, names)
     elif config:
         load_network_config(config)
+
+
+def check_new_file(checkpoint: Path, output: Path) -> None:
+    """That a command which makes one checkpoint of another can do so. Raises: UsageError."""
+    if checkpoint.suffix != ".safetensors":
+        raise UsageError(f"--checkpoint expects a .safetensors file of glmd-train; got {checkpoint}.")
+    if output.suffix != ".safetensors":
+        raise UsageError(f"-o must end in .safetensors; got {output}.")
+    if output.exists():
+        raise UsageError(f"{output} exists already. Choose another path, or remove it.")
+
+
+def check_false_alarms(per_1000: float) -> None:
+    """Raises: UsageError."""
+    if not 0 <= per_1000 < math.inf:
+        raise UsageError(f"--false-alarms must be 0 or more, and finite; got {per_1000}.")
 
 
 def read_names(classes: Path) -> tuple[str, ...]:

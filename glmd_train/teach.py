@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -27,7 +26,16 @@ from glmd_train.data.measures import measure
 from glmd_train.evaluate import detect, torch_predict
 from glmd_train.given import background_pictures
 from glmd_train.lesson.support import judge, scenes
-from glmd_train.lesson.thresholds import LOWEST, HeldOut, best_f1, frames_to_show, held_out, quiet_threshold
+from glmd_train.lesson.thresholds import (
+    FALSE_ALARMS,
+    LOWEST,
+    HeldOut,
+    choose,
+    held_out,
+    quiet_threshold,
+    scores_of,
+    upwards,
+)
 from glmd_train.loop import fit
 from glmd_train.prototypes import add_pcb, calibrated_frame
 from glmd_train.recipes import DEFAULT, fine_tuning
@@ -36,7 +44,6 @@ FOLDS = 2
 # Of the pictures that a batch draws, about this part is background, where there is any.
 BACKGROUND_PART = 0.2
 SHOWN = 12  # class names in an error; a COCO file has 80
-FALSE_ALARMS = 10.0  # in 1000 frames without objects
 Step = Callable[[str], None]
 
 
@@ -148,25 +155,20 @@ def teach(
     quiet = [torch_predict(checkpoint, LOWEST)(frame) for frame in frames]
     rows = _held_out(lesson, found)
     picks = {
-        name: _threshold(rows[name], _scores(quiet, i), len(quiet), false_alarms)
+        name: choose(rows[name], scores_of(quiet, i).tolist(), len(quiet), false_alarms, DEFAULT_SCORE)
         for i, name in enumerate(lesson.class_names)
     }
-    thresholds = tuple(_upwards(threshold) for threshold, _ in picks.values())
+    thresholds = tuple(pick.threshold for pick in picks.values())
     checkpoint = replace(checkpoint, postprocess=replace(checkpoint.postprocess, score_thresholds=thresholds))
     checkpoint = add_pcb(checkpoint, load_classifier(), lesson.records)
     calibrated = [calibrated_frame(checkpoint, frame, LOWEST) for frame in frames]
     checkpoint, with_pcb = _quiet_with_pcb(checkpoint, calibrated, false_alarms)
-    chosen = {name: why for name, (_, why) in picks.items()}
+    chosen = {name: pick.why for name, pick in picks.items()}
     alarms, alarms_with_pcb = (
-        {name: int((_scores(seen, i) > limits[i]).sum()) for i, name in enumerate(lesson.class_names)}
+        {name: int((scores_of(seen, i) > limits[i]).sum()) for i, name in enumerate(lesson.class_names)}
         for seen, limits in ((quiet, thresholds), (calibrated, with_pcb))
     )
     return Taught(checkpoint, rows, chosen, len(quiet), alarms, alarms_with_pcb, found)
-
-
-def _upwards(threshold: float) -> float:
-    """Rounded so that a score which a threshold is to stop does not pass it."""
-    return min(1.0, math.ceil(1e4 * threshold) / 1e4)
 
 
 def _quiet_with_pcb(
@@ -177,7 +179,7 @@ def _quiet_with_pcb(
     calibration = checkpoint.pcb.calibration
     own = calibration.spec.postprocess(checkpoint.postprocess).score_thresholds
     limits = own if not found else tuple(
-        max(threshold, _upwards(quiet_threshold(_scores(found, i).tolist(), len(found), false_alarms)))
+        max(threshold, upwards(quiet_threshold(scores_of(found, i).tolist(), len(found), false_alarms)))
         for i, threshold in enumerate(own)
     )
     calibration = replace(calibration, spec=replace(calibration.spec, score_thresholds=limits))
@@ -188,24 +190,6 @@ def _held_out(lesson: Lesson, found: Sequence[Detections | None]) -> dict[str, H
     pairs = [(record, one) for record, one in zip(lesson.records, found, strict=True) if one is not None]
     records, detections = [record for record, _ in pairs], [one for _, one in pairs]
     return {name: held_out(records, detections, i) for i, name in enumerate(lesson.class_names)}
-
-
-def _scores(found: Sequence[Detections], class_id: int) -> np.ndarray[Any, Any]:
-    return np.concatenate([np.zeros(0), *(one.scores[one.class_ids == class_id] for one in found)])
-
-
-def _threshold(
-    rows: HeldOut, quiet: np.ndarray[Any, Any], frames: int, false_alarms: float
-) -> tuple[float, str]:
-    """A class's score threshold, and where it comes from."""
-    f1 = best_f1(rows)
-    threshold, why = (DEFAULT_SCORE, "not found in held-out pictures: the usual one") if f1 is None else (
-        f1, "best F1 in held-out pictures")
-    if frames and (calm := quiet_threshold(quiet.tolist(), frames, false_alarms)) > threshold:
-        shown = frames >= frames_to_show(false_alarms)
-        return calm, f"at most {false_alarms:g} false alarms in 1000 frames" if shown else (
-            f"no false alarm in {frames} frames, too few to show {false_alarms:g} in 1000")
-    return threshold, why
 
 
 def quiet_frames(background: Sequence[Path]) -> Sequence[Path]:

@@ -104,6 +104,7 @@ BAD_PATHS = [
     ("glmd_train.cli", "eval --engine missing.glmd --data none.json", 1, "missing.glmd is nothing"),
     ("glmd_train.cli", "eval --checkpoint a.safetensors --data empty.json", 1, "empty.json is not JSON"),
     ("glmd_train.cli", "prototypes --checkpoint a.safetensors --support empty.json -o x.safetensors", 1, "is not JSON"),
+    ("glmd_train.cli", "thresholds --checkpoint a.safetensors --data empty.json -o x.safetensors", 1, "is not JSON"),
     ("glmd_train.cli", "fit --config missing.yaml", 2, "missing.yaml does not exist"),
 ]
 

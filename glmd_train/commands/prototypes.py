@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.commands.command import loading_libraries
-from glmd_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from glmd_train.checkpoint import Checkpoint
@@ -33,12 +32,12 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    _check_usage(options)
     from dataclasses import replace
 
     from glmd_train.data.coco import load_coco_files
-    from glmd_train.given import check_checkpoint, check_data
+    from glmd_train.given import check_checkpoint, check_data, check_new_file
 
+    check_new_file(options.checkpoint, options.output)
     check_checkpoint(options.checkpoint)
     check_data(options.support)
     with loading_libraries():
@@ -55,15 +54,6 @@ def run(options: argparse.Namespace) -> None:
     save_checkpoint(options.output, replace(calibrated, provenance=provenance), stored_dtype(options.checkpoint))
     _print(calibrated, support)
     print(f"Written: {options.output}")
-
-
-def _check_usage(options: argparse.Namespace) -> None:
-    if options.checkpoint.suffix != ".safetensors":
-        raise UsageError(f"--checkpoint expects a .safetensors file of glmd-train; got {options.checkpoint}.")
-    if options.output.suffix != ".safetensors":
-        raise UsageError(f"-o must end in .safetensors; got {options.output}.")
-    if options.output.exists():
-        raise UsageError(f"{options.output} exists already. Choose another path, or remove it.")
 
 
 def _boxes(checkpoint: Checkpoint, support: list[Record]) -> dict[str, int]:

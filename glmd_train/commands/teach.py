@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -65,14 +64,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_values(options: argparse.Namespace) -> None:
+    from glmd_train.given import check_false_alarms
     from glmd_train.recipes import recipe_names
 
     if options.recipe not in recipe_names():
         raise UsageError(f"--recipe must be one of {', '.join(recipe_names())}; got {options.recipe!r}.")
     if options.iterations is not None and options.iterations < 1:
         raise UsageError(f"--iterations must be 1 or more; got {options.iterations}.")
-    if not 0 <= options.false_alarms < math.inf:
-        raise UsageError(f"--false-alarms must be 0 or more, and finite; got {options.false_alarms}.")
+    check_false_alarms(options.false_alarms)
     if not 0 <= options.seed < 2**32:
         raise UsageError(f"--seed must be 0 to {2**32 - 1}; got {options.seed}.")
 

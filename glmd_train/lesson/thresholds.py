@@ -1,20 +1,26 @@
-"""Score thresholds of a few-shot model: from held-out support pictures, and from frames without objects."""
+"""Score thresholds of a model by class: from pictures that it was not trained on, and from frames without objects."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmd_runtime.detections import Detections
+from glmd_runtime.errors import DatasetError
+from glmd_runtime.video.sources import read_picture
+from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record
-from glmd_train.evaluate import match_greedily
+from glmd_train.evaluate import detect, match_greedily, torch_predict
 from glmd_train.scores.intervals import covered
 
 LOWEST, HIGHEST = 0.05, 0.95
+BEST_F1 = "best F1 in held-out pictures"
+FALSE_ALARMS = 10.0  # in 1000 frames without objects
 
 
 @dataclass(frozen=True)
@@ -82,3 +88,86 @@ def quiet_threshold(scores: Sequence[float], frames: int, per_1000: float) -> fl
 def frames_to_show(per_1000: float) -> float:
     """How many frames without an alarm let 1000 new ones expect at most `per_1000`."""
     return math.ceil(1000 / per_1000) - 1 if per_1000 else math.inf
+
+
+def scores_of(found: Sequence[Detections], class_id: int) -> NDArray[np.float32]:
+    """The scores of all detections of one class."""
+    return np.concatenate([np.zeros(0, np.float32), *(one.scores[one.class_ids == class_id] for one in found)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The score threshold of one class, where it comes from, and the detections that it was chosen by."""
+
+    threshold: float
+    why: str
+    rows: HeldOut
+
+
+def choose(rows: HeldOut, quiet: Sequence[float], frames: int, false_alarms: float, usual: float) -> Choice:
+    """The threshold of one class: the best F1's, or a higher one that is quiet enough.
+
+    Args: rows, in pictures that their model was not trained on; quiet, the scores of its detections in `frames` frames
+        without objects; false_alarms, how many 1000 more of them may be expected to have; usual, where nothing was hit.
+    """
+    f1 = best_f1(rows)
+    threshold, why = (f1, BEST_F1) if f1 is not None else (
+        usual, f"not found in held-out pictures: still {usual:g}")
+    if frames and (calm := quiet_threshold(quiet, frames, false_alarms)) > threshold:
+        shown = frames >= frames_to_show(false_alarms)
+        threshold, why = calm, f"at most {false_alarms:g} false alarms in 1000 frames" if shown else (
+            f"no false alarm in {frames} frames, too few to show {false_alarms:g} in 1000")
+    return Choice(upwards(threshold), why, rows)
+
+
+def upwards(threshold: float) -> float:
+    """Rounded so that a score which a threshold is to stop does not pass it."""
+    return min(1.0, math.ceil(1e4 * threshold) / 1e4)
+
+
+def choose_thresholds(
+    checkpoint: Checkpoint, sets: Sequence[Sequence[Record]], background: Sequence[Path] = (),
+    false_alarms: float = FALSE_ALARMS,
+) -> tuple[Checkpoint, dict[str, dict[str, Choice]]]:
+    """The checkpoint with thresholds for the scores that it gives, and with prototypes for calibrated ones too.
+
+    Args: sets, pictures that it was not trained on, one list an annotation file: a class is looked for in those that
+        have an object of it; background, pictures without any object.
+    Returns: the choices by PCB state ("off", and "on" with prototypes) and class.
+    Raises: DatasetError if no picture has an object of its classes.
+    """
+    if not any(len(record.labels) for records in sets for record in records):
+        raise DatasetError(
+            f"No picture has an object of {', '.join(checkpoint.class_names)}. Name annotation files that have some."
+        )
+    post = checkpoint.postprocess
+    off = _choices(checkpoint, sets, background, false_alarms, post.score_thresholds, pcb=False)
+    checkpoint = replace(checkpoint, postprocess=replace(post, score_thresholds=_limits(off)))
+    if not checkpoint.pcb:
+        return checkpoint, {"off": off}
+    calibration = checkpoint.pcb.calibration
+    own = calibration.spec.postprocess(post).score_thresholds
+    on = _choices(checkpoint, sets, background, false_alarms, own, pcb=True)
+    calibration = replace(calibration, spec=replace(calibration.spec, score_thresholds=_limits(on)))
+    return replace(checkpoint, pcb=replace(checkpoint.pcb, calibration=calibration)), {"off": off, "on": on}
+
+
+def _limits(choices: dict[str, Choice]) -> tuple[float, ...]:
+    return tuple(choice.threshold for choice in choices.values())
+
+
+def _choices(
+    checkpoint: Checkpoint, sets: Sequence[Sequence[Record]], background: Sequence[Path], false_alarms: float,
+    usual: Sequence[float], *, pcb: bool,
+) -> dict[str, Choice]:
+    """A choice for each class of the scores in one PCB state; `usual` are the thresholds that it has for them."""
+    predict = torch_predict(checkpoint, LOWEST, pcb=pcb)
+    found = [detect(predict, records) for records in sets]
+    quiet = [predict(read_picture(path)) for path in background]
+    choices = {}
+    for i, name in enumerate(checkpoint.class_names):
+        with_it = [n for n, records in enumerate(sets) if any((record.labels == i).any() for record in records)]
+        records, detections = ([row for n in with_it for row in rows[n]] for rows in (sets, found))
+        scores = scores_of(quiet, i).tolist()
+        choices[name] = choose(held_out(records, detections, i), scores, len(quiet), false_alarms, usual[i])
+    return choices
