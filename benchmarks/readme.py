@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clips, tiles
+from benchmarks import clips, thresholds, tiles
 from benchmarks.aims import Results, load_results, spread
 from benchmarks.common import RESULTS, write_tables
 from benchmarks.fewshot_report import OURS, Runs, ap_of, difference, of, said, signed
@@ -19,7 +19,7 @@ from benchmarks.tables import Lines, table
 
 ROOT = Path(__file__).parents[1]
 README, CARD = ROOT / "README.md", ROOT / "models" / "thermal_lite0.md"
-FEW_SHOT, LIGHT_MODEL = ROOT / "docs" / "few-shot.md", ROOT / "docs" / "light_model.md"
+FEW_SHOT, LIGHT_MODEL, EVALUATION = (ROOT / "docs" / f"{name}.md" for name in ("few-shot", "light_model", "evaluation"))
 SETS = {  # name -> what is in it
     "hit_uav": "from a drone: person, car, bicycle",
     "air": "in the sky: uav, airplane, helicopter, bird",
@@ -37,6 +37,7 @@ def tables() -> dict[Path, dict[str, Lines]]:
         README: {"speed": speed(results), "accuracy": accuracy(results, sets), "fewshot": fewshot(read_runs())},
         CARD: {"by_threshold": by_threshold(sets)},
         FEW_SHOT: {"tiles": tiles.lines(of_shipped("tiles")["sets"])},
+        EVALUATION: {"thresholds": thresholds.lines(of_shipped("thresholds")["f1"])},
         LIGHT_MODEL: {"clips": clips.lines(of_shipped("clips")["clips"])},
     }
 

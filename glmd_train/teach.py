@@ -154,10 +154,8 @@ def teach(
     frames = [read_picture(path) for path in quiet_frames(lesson.background)]
     quiet = [torch_predict(checkpoint, LOWEST)(frame) for frame in frames]
     rows = _held_out(lesson, found)
-    picks = {
-        name: choose(rows[name], scores_of(quiet, i).tolist(), len(quiet), false_alarms, DEFAULT_SCORE)
-        for i, name in enumerate(lesson.class_names)
-    }
+    scores = {name: scores_of(quiet, i).tolist() for i, name in enumerate(lesson.class_names)}
+    picks = choose(rows, scores, len(quiet), false_alarms, (DEFAULT_SCORE,) * len(rows))
     thresholds = tuple(pick.threshold for pick in picks.values())
     checkpoint = replace(checkpoint, postprocess=replace(checkpoint.postprocess, score_thresholds=thresholds))
     checkpoint = add_pcb(checkpoint, load_classifier(), lesson.records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from glmd_train.scores.intervals import covered
 
 LOWEST, HIGHEST = 0.05, 0.95
 BEST_F1 = "best F1 in held-out pictures"
+MANY = 100  # objects, of which a class's own best threshold counts as much as that of all
 FALSE_ALARMS = 10.0  # in 1000 frames without objects
 
 
@@ -57,20 +58,28 @@ def held_out(records: Sequence[Record], found: Sequence[Detections], class_id: i
     return HeldOut(np.asarray(scores, np.float64)[order], np.asarray(hits, bool)[order], objects)
 
 
-def best_f1(rows: HeldOut) -> float | None:
-    """The threshold with the largest F1 = 2 hits / (objects + detections); None where nothing was hit.
+def best_f1(*classes: HeldOut) -> float | None:
+    """The threshold with the largest F1 = 2 hits / (objects + detections), of several classes the largest mean of it.
 
     It lies midway between the last score that passes and the first that does not, so that scores which are a little
     lower on the next picture still pass, but not over HIGHEST. Of equal F1 the lowest threshold, which overlooks less.
+    Returns: None where nothing was hit. Classes without an object do not count.
     """
-    if not rows.hit.any():
+    tested = [rows for rows in classes if rows.objects]
+    if not any(rows.hit.any() for rows in tested):
         return None
-    passed = np.arange(1, len(rows.scores) + 1)
-    f1 = 2 * np.cumsum(rows.hit) / (rows.objects + passed)
-    f1[:-1][rows.scores[:-1] == rows.scores[1:]] = -1  # no threshold lies between equal scores
+    scores = np.unique(np.concatenate([rows.scores for rows in tested]))[::-1]  # (U,) best first
+    f1 = np.mean([_f1(rows, scores) for rows in tested], axis=0)  # (U,)
     last = len(f1) - 1 - int(np.argmax(f1[::-1]))
-    below = rows.scores[last + 1] if last + 1 < len(rows.scores) else LOWEST
-    return float(np.clip((rows.scores[last] + below) / 2, LOWEST, HIGHEST))
+    below = scores[last + 1] if last + 1 < len(scores) else LOWEST
+    return float(np.clip((scores[last] + below) / 2, LOWEST, HIGHEST))
+
+
+def _f1(rows: HeldOut, least: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F1 where each of `least` (U,) is the lowest score that passes."""
+    passed = np.searchsorted(-rows.scores, -least, side="right")  # (U,) detections
+    hits = np.concatenate([[0], np.cumsum(rows.hit)])[passed]
+    return 2 * hits / (rows.objects + passed)
 
 
 def quiet_threshold(scores: Sequence[float], frames: int, per_1000: float) -> float:
@@ -104,20 +113,41 @@ class Choice:
     rows: HeldOut
 
 
-def choose(rows: HeldOut, quiet: Sequence[float], frames: int, false_alarms: float, usual: float) -> Choice:
-    """The threshold of one class: the best F1's, or a higher one that is quiet enough.
+def choose(
+    classes: Mapping[str, HeldOut], quiet: Mapping[str, Sequence[float]], frames: int, false_alarms: float,
+    usual: Sequence[float],
+) -> dict[str, Choice]:
+    """The threshold of each class: where F1 is best, or a higher one that is quiet enough.
 
-    Args: rows, in pictures that their model was not trained on; quiet, the scores of its detections in `frames` frames
+    The best F1 of few objects is a matter of chance, so a class's own counts as far as it has many, and else that of
+    all classes together: docs/evaluation.md has what this gains on pictures that nothing was chosen on.
+    Args: classes, in pictures that their model was not trained on; quiet, the scores of detections in `frames` frames
         without objects; false_alarms, how many 1000 more of them may be expected to have; usual, where nothing was hit.
     """
-    f1 = best_f1(rows)
-    threshold, why = (f1, BEST_F1) if f1 is not None else (
-        usual, f"not found in held-out pictures: still {usual:g}")
-    if frames and (calm := quiet_threshold(quiet, frames, false_alarms)) > threshold:
-        shown = frames >= frames_to_show(false_alarms)
-        threshold, why = calm, f"at most {false_alarms:g} false alarms in 1000 frames" if shown else (
-            f"no false alarm in {frames} frames, too few to show {false_alarms:g} in 1000")
-    return Choice(upwards(threshold), why, rows)
+    common = best_f1(*classes.values())
+    return {
+        name: _quiet_enough(_choice(rows, common, own), quiet[name], frames, false_alarms)
+        for (name, rows), own in zip(classes.items(), usual, strict=True)
+    }
+
+
+def _choice(rows: HeldOut, common: float | None, usual: float) -> Choice:
+    own = best_f1(rows)
+    if common is None:
+        return Choice(usual, f"not found in held-out pictures: still {usual:g}", rows)
+    if own is None:
+        return Choice(common, "not found in held-out pictures: as all classes together", rows)
+    return Choice((rows.objects * own + MANY * common) / (rows.objects + MANY), BEST_F1, rows)
+
+
+def _quiet_enough(choice: Choice, quiet: Sequence[float], frames: int, false_alarms: float) -> Choice:
+    calm = quiet_threshold(quiet, frames, false_alarms) if frames else LOWEST
+    if calm <= choice.threshold:
+        return replace(choice, threshold=upwards(choice.threshold))
+    shown = frames >= frames_to_show(false_alarms)
+    why = f"at most {false_alarms:g} false alarms in 1000 frames" if shown else (
+        f"no false alarm in {frames} frames, too few to show {false_alarms:g} in 1000")
+    return Choice(upwards(calm), why, choice.rows)
 
 
 def upwards(threshold: float) -> float:
@@ -164,10 +194,10 @@ def _choices(
     predict = torch_predict(checkpoint, LOWEST, pcb=pcb)
     found = [detect(predict, records) for records in sets]
     quiet = [predict(read_picture(path)) for path in background]
-    choices = {}
+    classes = {}
     for i, name in enumerate(checkpoint.class_names):
         with_it = [n for n, records in enumerate(sets) if any((record.labels == i).any() for record in records)]
         records, detections = ([row for n in with_it for row in rows[n]] for rows in (sets, found))
-        scores = scores_of(quiet, i).tolist()
-        choices[name] = choose(held_out(records, detections, i), scores, len(quiet), false_alarms, usual[i])
-    return choices
+        classes[name] = held_out(records, detections, i)
+    scores = {name: scores_of(quiet, i).tolist() for i, name in enumerate(checkpoint.class_names)}
+    return choose(classes, scores, len(quiet), false_alarms, usual)

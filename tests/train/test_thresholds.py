@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmd_train.lesson.thresholds import HIGHEST, LOWEST, HeldOut, best_f1, frames_to_show, held_out, quiet_threshold
+from glmd_train.lesson.thresholds import (
+    HIGHEST,
+    LOWEST,
+    MANY,
+    HeldOut,
+    best_f1,
+    choose,
+    frames_to_show,
+    held_out,
+    quiet_threshold,
+)
 from tests.train.test_evaluate import A, B, C, found, record
 
 SCORES = st.lists(st.integers(6, 100).map(lambda n: n / 100), max_size=20)
@@ -53,6 +63,51 @@ def test_no_threshold_has_a_better_f1(data: st.DataObject) -> None:
     else:
         assert LOWEST <= threshold <= HIGHEST
         assert f1(one, threshold) == pytest.approx(max(f1(one, t) for t in np.linspace(0, 1, 401)))
+
+
+@st.composite
+def classes(draw: st.DrawFn) -> list[HeldOut]:
+    """Detections of one to four classes, each with an object."""
+    several = []
+    for _ in range(draw(st.integers(1, 4))):
+        scores = draw(st.lists(st.integers(6, 94).map(lambda n: n / 100), max_size=12))
+        hits = draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+        several.append(rows(scores, hits, max(1, sum(hits)) + draw(st.integers(0, 3))))
+    return several
+
+
+@given(classes())
+def test_no_threshold_has_a_better_mean_f1_over_classes(several: list[HeldOut]) -> None:
+    threshold = best_f1(*several)
+    means = [np.mean([f1(one, t) for one in several]) for t in np.linspace(0, 0.95, 381)]
+    if threshold is None:
+        assert max(means) == 0
+    else:
+        assert np.mean([f1(one, threshold) for one in several]) == pytest.approx(max(means))
+
+
+@given(classes())
+def test_a_class_s_threshold_is_between_its_own_and_that_of_all(several: list[HeldOut]) -> None:
+    named = {str(i): one for i, one in enumerate(several)}
+    chosen = choose(named, dict.fromkeys(named, ()), 0, 10, (0.3,) * len(named))
+    common = best_f1(*several)
+    for name, one in named.items():
+        own = best_f1(one)
+        if own is None or common is None:
+            expected = 0.3 if common is None else common
+        else:
+            few = one.objects / (one.objects + MANY)
+            expected = few * own + (1 - few) * common
+        assert chosen[name].threshold == pytest.approx(expected, abs=2e-4) and chosen[name].rows is one
+
+
+def test_of_many_objects_the_own_threshold_counts_most() -> None:
+    few, many = rows([0.9, 0.2], [True, False], 1), rows([0.5] * 400 + [0.1], [True] * 400 + [False], 400)
+    chosen = choose({"few": few, "many": many}, {"few": (), "many": ()}, 0, 10, (0.3, 0.3))
+    common, own = best_f1(few, many), {"few": best_f1(few), "many": best_f1(many)}
+    assert (common, own) == (pytest.approx(0.35), {"few": pytest.approx(0.55), "many": pytest.approx(0.3)})
+    assert chosen["few"].threshold == pytest.approx(0.352, abs=1e-3)
+    assert chosen["many"].threshold == pytest.approx(0.31, abs=1e-3)
 
 
 @given(SCORES, st.integers(1, 300), st.floats(0, 100))
