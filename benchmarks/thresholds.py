@@ -99,7 +99,9 @@ def of_class(
 ) -> HeldOut:
     """One class in the halves of the lists that have it."""
     with_it = [name for name, records in sets.items() if any((one.labels == class_id).any() for one in records)]
-    records, detections = ([one for name in with_it for one in compress(rows[name], half[name])] for rows in (sets, found))
+    records, detections = (
+        [one for name in with_it for one in compress(rows[name], half[name])] for rows in (sets, found)
+    )
     return held_out(records, detections, class_id)
 
 
