@@ -44,7 +44,7 @@ def parser() -> Parser:
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--ckpt", type=Path, required=True, metavar="FILE",
+    add("--ckpt", "--checkpoint", type=Path, required=True, metavar="FILE",
         help="checkpoint of glmd-train (.safetensors, .pth), or of GLMDNet, DeFRCN, detectron2's C4 (.pth, .pkl)")
     add("--config", type=Path, metavar="YAML", help="training configuration of a .pth file, ours or a published one")
     add("--classes", type=Path, metavar="FILE", help="class names of a .pth file, one a line")

@@ -77,7 +77,7 @@ def _add_grid(group: argparse._ArgumentGroup) -> None:
 
 def _add_checkpoint(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--ckpt", type=Path, metavar="FILE",
+    add("--ckpt", "--checkpoint", type=Path, metavar="FILE",
         help="what the bundle was exported from; other proposals, sizes and INT8 need it (default: beside the bundle)")
     add("--config", type=Path, metavar="YAML", help="as it was given to glmd-export with a .pth file")
     add("--classes", type=Path, metavar="FILE", help="as it was given to glmd-export with a .pth file")

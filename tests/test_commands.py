@@ -99,6 +99,8 @@ BAD_PATHS = [
     ("glmd_train.cli", "teach --images missing --annotations none.json -o x", 1, "missing is no folder"),
     ("glmd_train.cli", "teach --images folder --annotations missing -o x", 1, "missing does not exist"),
     ("glmd_train.cli", "teach --images . --annotations x -o x --recipe glmnet", 2, "--recipe must be one of"),
+    ("glmd_export.cli", "--checkpoint missing.pth", 1, "Checkpoint missing.pth does not exist"),
+    ("glmd_train.cli", "convert --ckpt missing.pth -o x.pth", 1, "Checkpoint missing.pth does not exist"),
     ("glmd_train.cli", "convert --checkpoint missing.pth -o x.pth", 1, "Checkpoint missing.pth does not exist"),
     ("glmd_train.cli", "eval --checkpoint missing.pth --data none.json", 1, "Checkpoint missing.pth does not exist"),
     ("glmd_train.cli", "eval --engine missing.glmd --data none.json", 1, "missing.glmd is nothing"),

@@ -23,7 +23,8 @@ def add_parser(commands: Any) -> None:
         example="glmd-train convert --checkpoint model.pth --classes names.txt -o model.safetensors",
     )
     add = one.add_argument
-    add("--checkpoint", type=Path, metavar="FILE", help="a .safetensors checkpoint, or weights in a .pth or .pkl file")
+    add("--checkpoint", "--ckpt", type=Path, metavar="FILE",
+        help="a .safetensors checkpoint, or weights in a .pth or .pkl file")
     add("--config", type=Path, metavar="YAML", help="a published configuration, or the one of a file of weights")
     add("--classes", type=Path, metavar="FILE", help="class names of a file of weights, one a line")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="file to write; one that exists is replaced")

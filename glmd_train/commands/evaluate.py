@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         example="glmd-train eval --engine models/thermal_lite0.glmd --data val.json",
     )
     model = one.add_mutually_exclusive_group(required=True)
-    model.add_argument("--checkpoint", type=Path, nargs="+", metavar="FILE",
+    model.add_argument("--checkpoint", "--ckpt", type=Path, nargs="+", metavar="FILE",
                        help=".safetensors (or .pth) files, run by PyTorch; several are runs of one training: other "
                             "seeds, other draws of support pictures")
     model.add_argument("--engine", type=Path, nargs="+", metavar="BUNDLE", help=".glmd bundles, run as on the device")

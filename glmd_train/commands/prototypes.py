@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
         "-o pcb.safetensors",
     )
     add = one.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors file of glmd-train")
+    add("--checkpoint", "--ckpt", type=Path, required=True, metavar="FILE", help=".safetensors file of glmd-train")
     add("--support", type=Path, nargs="+", required=True, metavar="JSON",
         help="COCO files of the support pictures; wildcards may be quoted")
     add("--pcb-model", default="lite0", metavar="NAME",

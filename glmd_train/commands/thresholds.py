@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
         example="glmd-train thresholds --checkpoint model.safetensors --data val.json -o calibrated.safetensors",
     )
     add = one.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help=".safetensors file of glmd-train")
+    add("--checkpoint", "--ckpt", type=Path, required=True, metavar="FILE", help=".safetensors file of glmd-train")
     add("--data", type=Path, nargs="+", required=True, metavar="JSON",
         help="COCO annotation files; a class is looked for in those that have an object of it")
     add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
