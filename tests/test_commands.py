@@ -74,7 +74,7 @@ def test_an_exit_code_means_the_same_in_every_command_or_more() -> None:
         (train_parser, "tech", "glmd-train: error: .* 'tech' .*; did you mean teach[?]"),
         (verify_parser, "x --backend tensort", "glmd-verify: error: .* 'tensort' .*; did you mean tensorrt[?]"),
         (verify_parser, "x --backend abacus", "glmd-verify: error: .*: invalid choice: 'abacus' .*[)]"),
-        (export_parser, "--fp16", "glmd-export: error: the following arguments are required: --ckpt"),
+        (export_parser, "--fp16", "glmd-export: error: the following arguments are required: --ckpt/--checkpoint"),
     ],
 )
 def test_a_slip_is_named_without_the_whole_usage(
