@@ -1,5 +1,5 @@
 """How well score thresholds that were chosen on some pictures do on others: F1 of the shipped bundle on halves of the
-val lists, with thresholds chosen on the other halves. Frames of one clip are in one half.
+val lists, with thresholds chosen on the other halves. Frames of one clip or flight are in one half, as names tell them.
 
     python -m benchmarks.thresholds --bundle models/thermal_lite0.glmd
 """
@@ -20,34 +20,34 @@ from benchmarks.common import conditions, write
 from benchmarks.tables import Lines, table
 from glmd_runtime import Detections, Detector
 from glmd_train.data.coco import Record, load_coco
-from glmd_train.evaluate import detect
+from glmd_train.evaluate import RECALL_SCORE, detect
 from glmd_train.lesson.thresholds import LOWEST, HeldOut, best_f1, choose, held_out
 
-DRAWS, FIXED = 100, 0.3
+DRAWS = 100
 Classes = Mapping[str, HeldOut]
-Limits = dict[str, float]
+ByClass = dict[str, float]
 
 
-def fixed(classes: Classes) -> Limits:
-    return dict.fromkeys(classes, FIXED)
+def fixed(classes: Classes) -> ByClass:
+    return dict.fromkeys(classes, RECALL_SCORE)
 
 
-def own(classes: Classes) -> Limits:
-    return {name: best_f1(rows) or FIXED for name, rows in classes.items()}
+def each(classes: Classes) -> ByClass:
+    return {name: best_f1(rows) or RECALL_SCORE for name, rows in classes.items()}
 
 
-def together(classes: Classes) -> Limits:
-    return dict.fromkeys(classes, best_f1(*classes.values()) or FIXED)
+def together(classes: Classes) -> ByClass:
+    return dict.fromkeys(classes, best_f1(*classes.values()) or RECALL_SCORE)
 
 
-def chosen(classes: Classes) -> Limits:
-    picks = choose(classes, dict.fromkeys(classes, ()), 0, 0, (FIXED,) * len(classes))
+def chosen(classes: Classes) -> ByClass:
+    picks = choose(classes, dict.fromkeys(classes, ()), 0, 0, (RECALL_SCORE,) * len(classes))
     return {name: pick.threshold for name, pick in picks.items()}
 
 
-WAYS: dict[str, Callable[[Classes], Limits]] = {
-    f"{FIXED:g} for all": fixed, "each class's best F1": own, "the best mean F1, for all": together,
-    "between the two, as `glmd-train thresholds` does": chosen,
+WAYS: dict[str, Callable[[Classes], ByClass]] = {
+    f"{RECALL_SCORE:g} for all": fixed, "each class's best F1": each,
+    "the best mean F1, for all": together, "between the two, as `glmd-train thresholds` does": chosen,
 }
 
 
@@ -72,7 +72,7 @@ def main() -> None:
 def f1_of_ways(
     sets: Mapping[str, Sequence[Record]], found: Mapping[str, Sequence[Detections]], names: Sequence[str],
     rng: np.random.Generator,
-) -> dict[str, Limits]:
+) -> dict[str, ByClass]:
     """F1 by way and class on one draw of halves; a class without objects in the second half is left out."""
     halves = {name: first_half(records, rng) for name, records in sets.items()}
     tried, tested = ({
@@ -86,11 +86,17 @@ def f1_of_ways(
 
 
 def first_half(records: Sequence[Record], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """(N,) whether a picture is in the first half; frames of one of air's clips, which are named after it, together."""
-    stems = [record.path.stem for record in records]
-    scenes = np.asarray([stem.rpartition("_")[0] if stem.startswith("IR_") else stem for stem in stems])
+    """(N,) whether a picture is in the first half; scenes are not divided."""
+    scenes = np.asarray([scene_of(record.path) for record in records])
     kinds = np.unique(scenes)
     return np.isin(scenes, rng.permutation(kinds)[: len(kinds) // 2])
+
+
+def scene_of(path: Path) -> str:
+    """What is before the frame's number: a clip of air or cheetah, flights of HIT-UAV with equal settings."""
+    before = path.stem.rpartition("_")[0]
+    scenes = {"air": before, "hit_uav": before, "cheetah": path.stem.partition("_mov")[0]}
+    return scenes.get(path.parents[1].name, path.stem)
 
 
 def of_class(
@@ -110,7 +116,7 @@ def f1(rows: HeldOut, threshold: float) -> float:
     return float(2 * rows.hit[passed].sum() / (rows.objects + passed.sum()))
 
 
-def mean_over(rows: Sequence[dict[str, Limits]], way: str, name: str) -> float:
+def mean_over(rows: Sequence[dict[str, ByClass]], way: str, name: str) -> float:
     return round(100 * float(np.mean([row[way][name] for row in rows if name in row[way]])), 1)
 
 

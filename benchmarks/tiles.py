@@ -110,9 +110,10 @@ def scores(records: Sequence[Record], found: Found) -> dict[str, Any]:
     present = {"all": {int(label) for record in records for label in record.labels}}
     rows: dict[str, Any] = {"objects": sum(len(record.labels) for record in records)}
     for name, detections in found.items():
+        limits = (RECALL_SCORE,) * len(detections[0].class_names)
         fields = ap_intervals(records, detections, present)["all"]
         rows[name] = {field: percent(fields[field])[0] for field in ("ap", "ap50")}
-        rows[name]["true_and_false_at_0.3"] = true_and_false(records, detections, RECALL_SCORE)
+        rows[name]["true_and_false_at_0.3"] = true_and_false(records, detections, limits)
         if name != "none":
             rows[name]["ap_difference"] = percent(ap_difference(records, found["none"], detections))
     return rows

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = {"bytetrack": "ByteTrackTracker", "ocsort": "OCSORTTracker"}
 FPS = 30.0
-# What is above it may begin a track: the manifests' usual threshold. With the libraries' own limits, 0.6 and 0.7, an
+# What is above it may begin a track: few models have a threshold below. With the libraries' own limits, 0.6 and 0.7, an
 # object that is found in every frame with a score of 0.5 would never have a number.
 SURE = 0.3
 ONE_OBJECT_IOU = 0.5  # of boxes of two classes that are one object

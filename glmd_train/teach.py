@@ -25,11 +25,12 @@ from glmd_train.data.lint import Finding
 from glmd_train.data.measures import measure
 from glmd_train.evaluate import detect, torch_predict
 from glmd_train.given import background_pictures
+from glmd_train.lesson import FALSE_ALARMS
 from glmd_train.lesson.support import judge, scenes
 from glmd_train.lesson.thresholds import (
-    FALSE_ALARMS,
     LOWEST,
     HeldOut,
+    best_f1,
     choose,
     held_out,
     quiet_threshold,
@@ -155,7 +156,8 @@ def teach(
     quiet = [torch_predict(checkpoint, LOWEST)(frame) for frame in frames]
     rows = _held_out(lesson, found)
     scores = {name: scores_of(quiet, i).tolist() for i, name in enumerate(lesson.class_names)}
-    picks = choose(rows, scores, len(quiet), false_alarms, (DEFAULT_SCORE,) * len(rows))
+    usual = best_f1(*rows.values()) or DEFAULT_SCORE
+    picks = choose(rows, scores, len(quiet), false_alarms, (usual,) * len(rows))
     thresholds = tuple(pick.threshold for pick in picks.values())
     checkpoint = replace(checkpoint, postprocess=replace(checkpoint.postprocess, score_thresholds=thresholds))
     checkpoint = add_pcb(checkpoint, load_classifier(), lesson.records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from benchmarks.published import difference
 from benchmarks.regression import ratios, rows_of, worse
 from benchmarks.roofline import Executed, fused, stage_row
 from benchmarks.tables import TABLES
+from benchmarks.thresholds import f1_of_ways, first_half, scene_of
+from benchmarks.tiles import scores as tile_scores
 from benchmarks.timing import in_turns, percentiles, ratio
 from glmd_runtime.detections import Detections
 from glmd_train.data.coco import Record
@@ -229,3 +232,25 @@ def test_a_document_without_its_marks_is_refused() -> None:
     assert between_marks("<!-- a -->\nold\n<!-- /a -->", "a", "new") == "<!-- a -->\nnew\n<!-- /a -->"
     with pytest.raises(ValueError, match="lacks the marks"):
         between_marks("", "a", "new")
+
+
+def test_frames_of_a_clip_are_in_one_half() -> None:
+    names = [f"air/images/IR_BIRD_{clip:03}_{frame:04}.png" for clip in range(6) for frame in range(5)]
+    names += [f"dogs_people/images/IMG_{n}.jpg" for n in range(4)]
+    records = [replace(labels("a"), path=Path("data", name)) for name in names]
+    half = first_half(records, np.random.default_rng(0))
+    assert half.sum() in range(1, len(names)) and all(len({*half[i : i + 5]}) == 1 for i in range(0, 30, 5))
+    assert scene_of(Path("data/cheetah/images/PIR-206_19_mov-3_jpg.rf.aa.jpg")) == "PIR-206_19"
+    assert scene_of(Path("data/hit_uav/images/0_60_30_0_01234.jpg")) == "0_60_30_0"
+
+
+def test_thresholds_are_tried_on_the_other_half() -> None:
+    records = [replace(labels("a", 0), path=Path("data/air/images", f"IR_BIRD_{clip}_0.png")) for clip in range(4)]
+    found = [flyers((0, 0.8, 0), (40, 0.4, 0)) for _ in records]
+    rows = f1_of_ways({"air": records}, {"air": found}, ("uav", "bird"), np.random.default_rng(0))
+    assert {way: row for way, row in rows.items() if row != {"uav": 1.0}} == {"0.3 for all": {"uav": 2 / 3}}
+
+
+def test_tiles_count_what_is_right_and_wrong() -> None:
+    row = tile_scores([labels("a", 0, 20)], {"none": [flyers((0, 0.8, 0), (40, 0.4, 0), (60, 0.2, 0))]})
+    assert row["objects"] == 2 and row["none"]["true_and_false_at_0.3"] == (1, 1)

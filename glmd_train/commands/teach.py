@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import DatasetError, UsageError
+from glmd_train.lesson import FALSE_ALARMS
 
 if TYPE_CHECKING:
     from glmd_train.teach import Lesson
@@ -39,7 +40,7 @@ def add_parser(commands: Any) -> None:
         help="how to train: default, the best here; or as published: glmdnet, defrcn, tfa")
     add("--iterations", type=int, metavar="N",
         help="of each of the three trainings, for a quick look at what comes of it (default: as the recipe says)")
-    add("--false-alarms", type=float, default=10.0, metavar="N",
+    add("--false-alarms", type=float, default=FALSE_ALARMS, metavar="N",
         help="of each class in 1000 pictures like the background, at most (default: %(default)g)")
     add("--seed", type=int, default=0, metavar="N", help="of the training (default: %(default)s)")
     add("-o", "--output", type=Path, metavar="NAME", help="writes NAME.safetensors and the folder NAME.report")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.commands.command import loading_libraries
+from glmd_train.lesson import FALSE_ALARMS
 
 if TYPE_CHECKING:
     from glmd_train.checkpoint import Checkpoint
-    from glmd_train.lesson.thresholds import Choice
+    from glmd_train.lesson.thresholds import Chosen, HeldOut
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +27,7 @@ def add_parser(commands: Any) -> None:
     add("--data", type=Path, nargs="+", required=True, metavar="JSON",
         help="COCO annotation files; a class is looked for in those that have an object of it")
     add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
-    add("--false-alarms", type=float, default=10.0, metavar="N",
+    add("--false-alarms", type=float, default=FALSE_ALARMS, metavar="N",
         help="of each class in 1000 pictures like the background, at most (default: %(default)g)")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="the new checkpoint (.safetensors)")
     one.set_defaults(run=run)
@@ -50,21 +51,27 @@ def run(options: argparse.Namespace) -> None:
     background = background_pictures(options.background) if options.background else []
     with loading_libraries():
         from glmd_train.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
-        from glmd_train.data.coco import load_coco_files
+        from glmd_train.data.coco import expand, load_coco
         from glmd_train.lesson.thresholds import choose_thresholds
 
     before = load_checkpoint(options.checkpoint)
-    sets = [load_coco_files([path], before.class_names) for path in options.data]
-    after, choices = choose_thresholds(before, sets, background, options.false_alarms)
-    record = {"data": [f"{path.parent.name}/{path.name}" for path in options.data], "background": len(background)}
+    files = [file for pattern in options.data for file in expand(pattern)]
+    sets = [load_coco(file, before.class_names) for file in files]
+    pictures = sum(map(len, sets)) + len(background)
+    print(f"Looking for {', '.join(before.class_names)} in {pictures} pictures ...", file=sys.stderr)
+    after, chosen = choose_thresholds(before, sets, background, options.false_alarms)
+    record = {
+        "data": [f"{file.resolve().parent.name}/{file.name}" for file in files], "background": len(background),
+        **({"false_alarms": options.false_alarms} if background else {}),
+    }
     after = replace(after, provenance={**before.provenance, "thresholds": record})
     save_checkpoint(options.output, after, stored_dtype(options.checkpoint))
-    for pcb, chosen in choices.items():
-        _print(_own(before, pcb), chosen, "with PCB" if pcb == "on" else "")
+    for pcb, one in chosen.items():
+        _print(_had(before, pcb), one, len(background), "with PCB" if pcb == "on" else None)
     print(f"Written: {options.output}")
 
 
-def _own(checkpoint: Checkpoint, pcb: str) -> tuple[float, ...]:
+def _had(checkpoint: Checkpoint, pcb: str) -> tuple[float, ...]:
     """The thresholds that a checkpoint has for its scores in one PCB state."""
     spec = checkpoint.postprocess
     if pcb == "on" and checkpoint.pcb:
@@ -72,24 +79,35 @@ def _own(checkpoint: Checkpoint, pcb: str) -> tuple[float, ...]:
     return spec.score_thresholds
 
 
-def _print(before: tuple[float, ...], choices: Mapping[str, Choice], title: str) -> None:
+def _print(had: tuple[float, ...], chosen: Chosen, frames: int, title: str | None) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    from glmd_train.lesson.thresholds import BEST_F1
+    from glmd_train.lesson.thresholds import BEST_F1, FEW
 
-    console, rates = Console(highlight=False), ("found", "right")
-    table = Table("class", "objects", "before", *rates, "chosen", *rates, title=title or None)
-    for own, (name, choice) in zip(before, choices.items(), strict=True):
-        cells = [cell for t in (own, choice.threshold) for cell in (f"{t:.2f}", *_rates(choice, t))]
-        table.add_row(name, str(choice.rows.objects), *cells)
+    console, rates = Console(highlight=False), ("found", "right", *(["alarms"] if frames else []))
+    # Narrow, for all columns to have room on a terminal of 80.
+    table = Table("class", "objects", "before", *rates, "chosen", *rates, title=title, padding=0, box=SIMPLE)
+    for before, (name, choice) in zip(had, chosen.choices.items(), strict=True):
+        table.add_row(name, str(choice.rows.objects), *(
+            cell for threshold in (before, choice.threshold)
+            for cell in (f"{threshold:.2f}", *_rates(choice.rows, threshold), *_alarms(chosen, name, threshold, frames))
+        ))
     console.print(table)
-    for name, choice in choices.items():
-        if choice.why != BEST_F1:
+    for name, choice in chosen.choices.items():
+        if not choice.why.startswith(BEST_F1):
             console.print(f"{name}: {choice.why}", markup=False)
+    if (objects := sum(choice.rows.objects for choice in chosen.choices.values())) < FEW:
+        console.print(f"warning: thresholds of {objects} objects in all are a matter of chance; give {FEW} or more.")
 
 
-def _rates(choice: Choice, threshold: float) -> tuple[str, str]:
+def _rates(rows: HeldOut, threshold: float) -> tuple[str, str]:
     """The part of the objects that is found, and the part of the detections that is right."""
-    rows = choice.rows
-    return (f"{rows.recall(threshold):.0%}", f"{rows.precision(threshold):.0%}") if rows.objects else ("", "")
+    found = f"{rows.recall(threshold):.0%}" if rows.objects else ""
+    return found, f"{rows.precision(threshold):.0%}" if (rows.scores > threshold).any() else ""
+
+
+def _alarms(chosen: Chosen, name: str, threshold: float, frames: int) -> tuple[str, ...]:
+    """Detections in the pictures without objects."""
+    return (str(sum(score > threshold for score in chosen.quiet[name])),) if frames else ()

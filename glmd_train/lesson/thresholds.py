@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,13 @@ from glmd_runtime.video.sources import read_picture
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record
 from glmd_train.evaluate import detect, match_greedily, torch_predict
+from glmd_train.lesson import FALSE_ALARMS
 from glmd_train.scores.intervals import covered
 
 LOWEST, HIGHEST = 0.05, 0.95
 BEST_F1 = "best F1 in held-out pictures"
+FEW = 30  # objects, with fewer of which in all a threshold says little
 MANY = 100  # objects, of which a class's own best threshold counts as much as that of all
-FALSE_ALARMS = 10.0  # in 1000 frames without objects
 
 
 @dataclass(frozen=True)
@@ -120,33 +122,36 @@ def choose(
     """The threshold of each class: where F1 is best, or a higher one that is quiet enough.
 
     The best F1 of few objects is a matter of chance, so a class's own counts as far as it has many, and else that of
-    all classes together: docs/evaluation.md has what this gains on pictures that nothing was chosen on.
+    all classes together: docs/evaluation.md has what this gains on other pictures.
     Args: classes, in pictures that their model was not trained on; quiet, the scores of detections in `frames` frames
-        without objects; false_alarms, how many 1000 more of them may be expected to have; usual, where nothing was hit.
+        without objects; false_alarms, how many 1000 more of them may be expected to have; usual, for each class without
+        an object, and where nothing was hit.
     """
     common = best_f1(*classes.values())
     return {
-        name: _quiet_enough(_choice(rows, common, own), quiet[name], frames, false_alarms)
-        for (name, rows), own in zip(classes.items(), usual, strict=True)
+        name: _quiet_enough(_choice(rows, common, otherwise), quiet[name], frames, false_alarms)
+        for (name, rows), otherwise in zip(classes.items(), usual, strict=True)
     }
 
 
 def _choice(rows: HeldOut, common: float | None, usual: float) -> Choice:
-    own = best_f1(rows)
-    if common is None:
-        return Choice(usual, f"not found in held-out pictures: still {usual:g}", rows)
-    if own is None:
-        return Choice(common, "not found in held-out pictures: as all classes together", rows)
-    return Choice((rows.objects * own + MANY * common) / (rows.objects + MANY), BEST_F1, rows)
+    best = best_f1(rows)
+    if not rows.objects or common is None:
+        missing = f"none of {rows.objects} objects found" if rows.objects else "no object"
+        return Choice(usual, f"{missing} in held-out pictures: {usual:.4g}", rows)
+    if best is None:
+        return Choice(round(common, 4), "not found in held-out pictures: as all classes together", rows)
+    leaning = (rows.objects * best + MANY * common) / (rows.objects + MANY)
+    return Choice(round(leaning, 4), BEST_F1 if best == common else f"{BEST_F1}, leaning on all classes", rows)
 
 
 def _quiet_enough(choice: Choice, quiet: Sequence[float], frames: int, false_alarms: float) -> Choice:
     calm = quiet_threshold(quiet, frames, false_alarms) if frames else LOWEST
     if calm <= choice.threshold:
-        return replace(choice, threshold=upwards(choice.threshold))
+        return choice
     shown = frames >= frames_to_show(false_alarms)
     why = f"at most {false_alarms:g} false alarms in 1000 frames" if shown else (
-        f"no false alarm in {frames} frames, too few to show {false_alarms:g} in 1000")
+        f"no false alarm in {frames} frame{'s' * (frames > 1)}, too few to show {false_alarms:g} in 1000")
     return Choice(upwards(calm), why, choice.rows)
 
 
@@ -155,49 +160,58 @@ def upwards(threshold: float) -> float:
     return min(1.0, math.ceil(1e4 * threshold) / 1e4)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The thresholds of one PCB state by class, and the scores of each class in pictures without objects."""
+
+    choices: dict[str, Choice]
+    quiet: dict[str, list[float]]
+
+
 def choose_thresholds(
     checkpoint: Checkpoint, sets: Sequence[Sequence[Record]], background: Sequence[Path] = (),
     false_alarms: float = FALSE_ALARMS,
-) -> tuple[Checkpoint, dict[str, dict[str, Choice]]]:
+) -> tuple[Checkpoint, dict[str, Chosen]]:
     """The checkpoint with thresholds for the scores that it gives, and with prototypes for calibrated ones too.
 
     Args: sets, pictures that it was not trained on, one list an annotation file: a class is looked for in those that
-        have an object of it; background, pictures without any object.
-    Returns: the choices by PCB state ("off", and "on" with prototypes) and class.
+        have an object of it, and keeps its threshold where none has; background, pictures without any object.
+    Returns: what was chosen by PCB state: "off", and "on" with prototypes.
     Raises: DatasetError if no picture has an object of its classes.
     """
     if not any(len(record.labels) for records in sets for record in records):
         raise DatasetError(
             f"No picture has an object of {', '.join(checkpoint.class_names)}. Name annotation files that have some."
         )
+    frames = [read_picture(path) for path in background]  # first: detecting takes long
     post = checkpoint.postprocess
-    off = _choices(checkpoint, sets, background, false_alarms, post.score_thresholds, pcb=False)
+    off = _chosen(checkpoint, sets, frames, false_alarms, post.score_thresholds, pcb=False)
     checkpoint = replace(checkpoint, postprocess=replace(post, score_thresholds=_limits(off)))
     if not checkpoint.pcb:
         return checkpoint, {"off": off}
     calibration = checkpoint.pcb.calibration
-    own = calibration.spec.postprocess(post).score_thresholds
-    on = _choices(checkpoint, sets, background, false_alarms, own, pcb=True)
+    before = calibration.spec.postprocess(post).score_thresholds
+    on = _chosen(checkpoint, sets, frames, false_alarms, before, pcb=True)
     calibration = replace(calibration, spec=replace(calibration.spec, score_thresholds=_limits(on)))
     return replace(checkpoint, pcb=replace(checkpoint.pcb, calibration=calibration)), {"off": off, "on": on}
 
 
-def _limits(choices: dict[str, Choice]) -> tuple[float, ...]:
-    return tuple(choice.threshold for choice in choices.values())
+def _limits(chosen: Chosen) -> tuple[float, ...]:
+    return tuple(choice.threshold for choice in chosen.choices.values())
 
 
-def _choices(
-    checkpoint: Checkpoint, sets: Sequence[Sequence[Record]], background: Sequence[Path], false_alarms: float,
-    usual: Sequence[float], *, pcb: bool,
-) -> dict[str, Choice]:
-    """A choice for each class of the scores in one PCB state; `usual` are the thresholds that it has for them."""
+def _chosen(
+    checkpoint: Checkpoint, sets: Sequence[Sequence[Record]], frames: Sequence[NDArray[Any]], false_alarms: float,
+    before: Sequence[float], *, pcb: bool,
+) -> Chosen:
+    """A choice for each class of the scores in one PCB state; `before`, the thresholds that it has for them."""
     predict = torch_predict(checkpoint, LOWEST, pcb=pcb)
+    in_frames = [predict(frame) for frame in frames]
     found = [detect(predict, records) for records in sets]
-    quiet = [predict(read_picture(path)) for path in background]
     classes = {}
     for i, name in enumerate(checkpoint.class_names):
         with_it = [n for n, records in enumerate(sets) if any((record.labels == i).any() for record in records)]
         records, detections = ([row for n in with_it for row in rows[n]] for rows in (sets, found))
         classes[name] = held_out(records, detections, i)
-    scores = {name: scores_of(quiet, i).tolist() for i, name in enumerate(checkpoint.class_names)}
-    return choose(classes, scores, len(quiet), false_alarms, usual)
+    quiet = {name: scores_of(in_frames, i).tolist() for i, name in enumerate(checkpoint.class_names)}
+    return Chosen(choose(classes, quiet, len(frames), false_alarms, before), quiet)

@@ -79,8 +79,8 @@ def f1(records: list[Record], found: list[Detections], k: int, threshold: float)
 def test_no_other_threshold_has_a_better_f1(checkpoint: Checkpoint, labels: Path, pcb: bool) -> None:
     records = load_coco(labels, CLASS_NAMES)
     before = add_pcb(checkpoint, load_classifier(), records) if pcb else checkpoint
-    after, choices = choose_thresholds(before, [records])
-    assert list(choices) == (["off", "on"] if pcb else ["off"])
+    after, chosen = choose_thresholds(before, [records])
+    assert list(chosen) == (["off", "on"] if pcb else ["off"])
     states = {"off": after.postprocess.score_thresholds}
     if after.pcb:
         states["on"] = after.pcb.calibration.spec.score_thresholds
@@ -89,9 +89,11 @@ def test_no_other_threshold_has_a_better_f1(checkpoint: Checkpoint, labels: Path
         found = [predict(record.read()) for record in records]
         tried = [f1(records, found, 0, t) for t in np.linspace(LOWEST, 0.95, 181)]
         assert 0 < max(tried) < 1 and f1(records, found, 0, thresholds[0]) >= max(tried)
-        assert thresholds == tuple(choice.threshold for choice in choices[state].values())
-        assert len(set(thresholds)) == 1  # nothing is known of the other classes
-        assert choices[state][CLASS_NAMES[2]].why.startswith("not found")
+        choices = chosen[state].choices
+        assert thresholds == tuple(choice.threshold for choice in choices.values())
+        assert [choice.why.partition(" in ")[0] for choice in choices.values()] == ["best F1", "no object", "no object"]
+    had = before.pcb.calibration.spec.score_thresholds if before.pcb else before.postprocess.score_thresholds
+    assert thresholds[1:] == had[1:]
 
 
 def test_a_set_without_the_class_does_not_count(checkpoint: Checkpoint, labels: Path) -> None:
@@ -104,10 +106,10 @@ def test_a_set_without_the_class_does_not_count(checkpoint: Checkpoint, labels: 
 
 def test_background_makes_it_quiet(checkpoint: Checkpoint, labels: Path) -> None:
     records, frame = load_coco(labels, CLASS_NAMES), labels.parent / "empty" / "5.png"
-    after, choices = choose_thresholds(checkpoint, [records], [frame])
+    after, chosen = choose_thresholds(checkpoint, [records], [frame])
     found = torch_predict(checkpoint, LOWEST)(cv2.imread(str(frame), cv2.IMREAD_GRAYSCALE))
     assert len(found) and not (found.scores > np.asarray(after.postprocess.score_thresholds)[found.class_ids]).any()
-    assert any("too few to show 10" in choice.why for choice in choices["off"].values())
+    assert any("too few to show 10" in choice.why for choice in chosen["off"].choices.values())
 
 
 def test_no_object_at_all(checkpoint: Checkpoint, labels: Path) -> None:
@@ -115,6 +117,43 @@ def test_no_object_at_all(checkpoint: Checkpoint, labels: Path) -> None:
     nothing = [replace(one, boxes=one.boxes[:0], labels=one.labels[:0]) for one in records]
     with pytest.raises(DatasetError, match="No picture has an object of person, car, bison"):
         choose_thresholds(checkpoint, [nothing])
+
+
+@pytest.mark.parametrize("names", ["*", "ab"])
+def test_each_file_is_a_list_of_its_own(checkpoint: Checkpoint, labels: Path, names: str, tmp_path: Path) -> None:
+    """A class counts in files that have an object of it, however the files are named."""
+    content = json.loads(labels.read_text())
+    for image in content["images"]:
+        image["file_name"] = str(labels.parent / image["file_name"])
+    for name, rows in (("a", content["annotations"]), ("b", [])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "val.json").write_text(json.dumps({**content, "annotations": rows}))
+    files = [tmp_path / one / "val.json" for one in names]
+    start = save_checkpoint(tmp_path / "start.safetensors", checkpoint)
+    arguments = ["--checkpoint", start, "--data", *files, "-o", tmp_path / "new.safetensors"]
+    assert cli.main(["thresholds", *map(str, arguments)]) == 0
+    after = load_checkpoint(tmp_path / "new.safetensors")
+    alone = choose_thresholds(load_checkpoint(start), [load_coco(labels, CLASS_NAMES)])[0]
+    assert after.postprocess == alone.postprocess
+    assert after.provenance["thresholds"] == {"data": ["a/val.json", "b/val.json"], "background": 0}
+
+
+def test_few_objects_are_warned_of_and_both_states_are_shown(
+    checkpoint: Checkpoint, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = json.loads(labels.read_text())
+    (labels.parent / "few.json").write_text(json.dumps({**content, "annotations": content["annotations"][:2]}))
+    calibrated = add_pcb(checkpoint, load_classifier(), load_coco(labels, CLASS_NAMES))
+    start = save_checkpoint(tmp_path / "start.safetensors", calibrated)
+    monkeypatch.chdir(labels.parent)
+    arguments = ["--ckpt", start, "--data", "few.json", "--background", "empty", "-o", tmp_path / "new.safetensors"]
+    assert cli.main(["thresholds", *map(str, arguments)]) == 0
+    said = capsys.readouterr().out
+    assert "with PCB" in said and said.count("thresholds of 2 objects in all are a matter of chance") == 2
+    assert said.count("alarms") == 2 * 2 and "car: no false alarm in 1 frame, too few" in said
+    after = load_checkpoint(tmp_path / "new.safetensors")
+    assert after.provenance["thresholds"]["data"] == [f"{labels.parent.name}/few.json"]
 
 
 def test_command(checkpoint: Checkpoint, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +165,9 @@ def test_command(checkpoint: Checkpoint, labels: Path, tmp_path: Path, capsys: p
     assert all(name in done.stdout for name in CLASS_NAMES) and f"Written: {output}" in done.stdout
     before, after = load_checkpoint(start), load_checkpoint(output)
     assert after.postprocess.score_thresholds != before.postprocess.score_thresholds
-    assert after.provenance["thresholds"] == {"data": [f"{labels.parent.name}/val.json"], "background": 1}
+    assert after.provenance["thresholds"] == {
+        "data": [f"{labels.parent.name}/val.json"], "background": 1, "false_alarms": 10.0,
+    }
     for key, value in before.model.state_dict().items():
         assert torch.equal(value, after.model.state_dict()[key])
     assert cli.main([*map(str, [*arguments, "-o", output])]) == 2
