@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,28 @@ def skip_unless(present: bool, name: str, reason: str) -> None:
     if name in os.environ.get("GLMD_REQUIRE", "").split(","):
         pytest.fail(f"GLMD_REQUIRE names {name!r}: {reason}")
     pytest.skip(reason)
+
+
+# Coverage doubles the time of what runs much Python, as an export does. Long tests whose lines others reach as well are
+# marked `no_cover`, one by one or as a file; pytest-cov heeds that in its own process, and here it is heeded in those
+# that such tests and the fixtures of such files start.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _file_without_coverage(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield from _uncovered(request)
+
+
+@pytest.fixture(autouse=True)
+def _test_without_coverage(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield from _uncovered(request)
+
+
+def _uncovered(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("no_cover"):
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.trust import coverage
@@ -31,3 +33,17 @@ def test_each_share_is_demanded(
     else:
         with pytest.raises(BrokenPromiseError, match=lacks):
             coverage.judged()
+
+
+def measured() -> bool:
+    """Whether a process that a test starts would be."""
+    return "COVERAGE_PROCESS_CONFIG" in os.environ
+
+
+@pytest.mark.no_cover
+def test_processes_of_a_test_without_coverage_are_not_measured() -> None:
+    assert not measured()
+
+
+def test_those_of_others_are_where_coverage_is_measured(request: pytest.FixtureRequest) -> None:
+    assert measured() or not request.config.getoption("cov_source")

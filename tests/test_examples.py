@@ -105,6 +105,7 @@ def cells(kind: str) -> list[dict]:
     return [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == kind]
 
 
+@pytest.mark.no_cover
 def test_the_notebook_teaches_a_class(tmp_path: Path) -> None:
     """Its code cells one after the other, in a process of their own."""
     code = "\n".join("".join(cell["source"]) for cell in cells("code"))

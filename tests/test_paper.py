@@ -21,6 +21,8 @@ import yaml
 
 from tests.conftest import DATA, skip_unless
 
+pytestmark = pytest.mark.no_cover
+
 CONFIGS = Path(__file__).parents[1] / "glmd_train" / "configs"
 SHOTS = 5
 SMALL_MODEL = {

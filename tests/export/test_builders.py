@@ -129,12 +129,14 @@ def wide() -> Checkpoint:
     return wide_checkpoint()
 
 
+@pytest.mark.no_cover
 def test_fp16_of_the_published_sizes(wide: Checkpoint, tmp_path: Path) -> None:
     model = export_onnx(wide, tmp_path / "model.fp16.onnx", ops="plain", precision="fp16")
     plan, _ = build_rtx(model, tmp_path / "a.engine", "fp16")
     assert compute_types(plan) == {"Half"}
 
 
+@pytest.mark.no_cover
 def test_int8_of_the_published_sizes(wide: Checkpoint, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(3):

@@ -49,6 +49,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--ckpt", str(folder / "model_final.pth"), "--classes", str(folder / "names.txt")]
 
 
+@pytest.mark.no_cover
 def test_a_published_checkpoint_becomes_a_verified_bundle(published: list[str], tmp_path: Path) -> None:
     out = tmp_path / "a.glmd"
     assert cli.main([*published, "--size", "128x160", "--proposals", "40", "-o", str(out)]) == 0

@@ -250,6 +250,7 @@ def pth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "lite.pth"
 
 
+@pytest.mark.no_cover
 def test_the_shipped_model_in_half_precision_from_a_pth_file(pth: Path, tmp_path: Path) -> None:
     names = pth.with_name("names.txt")
     code, out, err = command(tmp_path, "--ckpt", pth, "--classes", names, "--fp16", "--end2end", "--json")
@@ -274,6 +275,7 @@ def test_the_shipped_model_in_half_precision_from_a_pth_file(pth: Path, tmp_path
             assert all(f"glmd-verify lite.glmd --backend {backend}" in r["reason"] for r in theirs)
 
 
+@pytest.mark.no_cover
 def test_the_shipped_model_in_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Calibrated on simulated frames, so that it runs where there is no real data."""
     calib = tmp_path / "calib"

@@ -348,6 +348,7 @@ def test_with_nothing_to_find_nothing_is_shown() -> None:
     assert row.status == "not_run" and "--data" in row.reason and row.metrics == {"detections": 0}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("quantize, backend, ops", [
     (quantize_onnxruntime, "onnxruntime", "standard"), (quantize_s8, "onnxruntime", "plain"),
     (quantize_openvino, "openvino", "standard"),

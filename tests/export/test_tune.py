@@ -341,7 +341,7 @@ def test_nothing_is_fast_enough(exported: Path, labels: Path, tmp_path: Path) ->
         "--threads", 1, "--plot", "front.png",
     )
     assert done.returncode == 1 and not list(tmp_path.iterdir())
-    assert "the fastest is R 8, 64x64, fp32 on" in one_line(done.stderr) and "--budget-ms" in done.stderr
+    assert "the fastest is R " in one_line(done.stderr) and "--budget-ms" in done.stderr
 
 
 @pytest.mark.parametrize("own", ["passed", "failed"])
