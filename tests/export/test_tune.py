@@ -341,7 +341,9 @@ def test_nothing_is_fast_enough(exported: Path, labels: Path, tmp_path: Path) ->
         "--threads", 1, "--plot", "front.png",
     )
     assert done.returncode == 1 and not list(tmp_path.iterdir())
-    assert "the fastest is R " in one_line(done.stderr) and "--budget-ms" in done.stderr
+    fastest = ("R 8, 64x64", "R 24, 128x160")  # a matter of the machine's other work
+    assert any(f"the fastest is {one}, fp32 on" in one_line(done.stderr) for one in fastest)
+    assert "--budget-ms" in done.stderr
 
 
 @pytest.mark.parametrize("own", ["passed", "failed"])

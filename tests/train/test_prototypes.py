@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,17 +42,10 @@ from tests.conftest import golden
 from tests.export.conftest import draw_checkpoint
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("person", "car", "bison")
 PUBLISHED = PreprocessSpec((800, 1333), (93.5781,) * 3, (1.0,) * 3, resize="published")
 MEAN, STD = (tuple(255 * v for v in values) for values in IMAGENET_RGB)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
