@@ -54,10 +54,16 @@ def check_new_file(checkpoint: Path, output: Path) -> None:
         raise UsageError(f"{output} exists already. Choose another path, or remove it.")
 
 
-def check_false_alarms(per_1000: float) -> None:
-    """Raises: UsageError."""
-    if not 0 <= per_1000 < math.inf:
-        raise UsageError(f"--false-alarms must be 0 or more, and finite; got {per_1000}.")
+def check_background(folder: Path | None, false_alarms: float | None) -> list[Path]:
+    """The pictures without objects, if any are given, and how many false alarms are allowed in 1000 of them.
+
+    Raises: UsageError, DatasetError.
+    """
+    if false_alarms is not None and not 0 <= false_alarms < math.inf:
+        raise UsageError(f"--false-alarms must be 0 or more, and finite; got {false_alarms}.")
+    if false_alarms is not None and folder is None:
+        raise UsageError("--false-alarms are counted in pictures without objects: give --background DIR with some.")
+    return background_pictures(folder) if folder else []
 
 
 def read_names(classes: Path) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.commands.command import loading_libraries
-from glmd_runtime.errors import UnsupportedError, UsageError
+from glmd_runtime.errors import UsageError
+from glmd_train.commands.common import counting, on_device
 
 if TYPE_CHECKING:
     from glmd_runtime.calibration import CalibrationSpec
@@ -172,16 +173,10 @@ def _model(
 
 
 def _open_checkpoint(path: Path, options: argparse.Namespace) -> Checkpoint:
-    import torch
-
     from glmd_train.checkpoint import load_checkpoint
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UnsupportedError("--device cuda: PyTorch finds no CUDA device here. Use --device cpu.")
     checkpoint = load_checkpoint(path, config=options.config, classes=options.classes)
-    for part in (checkpoint.model, *([checkpoint.pcb.classifier] if checkpoint.pcb else [])):
-        part.to(options.device or "cpu")
-    return checkpoint
+    return on_device(checkpoint, options.device or "cpu")
 
 
 def base_classes(options: argparse.Namespace, model: Model) -> set[str] | None:
@@ -199,24 +194,9 @@ def base_classes(options: argparse.Namespace, model: Model) -> set[str] | None:
 
 @contextmanager
 def _counted(model: Model, pictures: int) -> Iterator[Model]:
-    """The model with a progress bar on stderr, where somebody can see it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(model.name, total=pictures * len(model.predict))
-        yield replace(model, predict={k: _after(p, lambda: bar.advance(task)) for k, p in model.predict.items()})
-
-
-def _after(predict: Predict, step: Callable[[], None]) -> Predict:
-    def stepping(frame: Any) -> Any:
-        found = predict(frame)
-        step()
-        return found
-
-    return stepping
+    """The model with a progress bar."""
+    with counting(model.name, pictures * len(model.predict)) as counted:
+        yield replace(model, predict={state: counted(predict) for state, predict in model.predict.items()})
 
 
 def write_out(folder: Path, values: dict[str, Any], runs: Sequence[Run]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import DatasetError, UsageError
-from glmd_train.lesson import FALSE_ALARMS
+from glmd_train.commands.common import add_background, allowed_alarms
 
 if TYPE_CHECKING:
     from glmd_train.teach import Lesson
@@ -34,14 +34,12 @@ def add_parser(commands: Any) -> None:
         help="their labels: a COCO file, YOLO's, Pascal VOC's or LabelMe's folder")
     add("--base", type=Path, default=BASE, metavar="FILE",
         help="the model to start from (default: the shipped thermal_lite0_base)")
-    add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
+    add_background(add)
     add("--classes", nargs="+", default=[], metavar="NAME", help="teach these of the labelled classes (default: all)")
     add("--recipe", default="default", metavar="NAME",
         help="how to train: default, the best here; or as published: glmdnet, defrcn, tfa")
     add("--iterations", type=int, metavar="N",
         help="of each of the three trainings, for a quick look at what comes of it (default: as the recipe says)")
-    add("--false-alarms", type=float, default=FALSE_ALARMS, metavar="N",
-        help="of each class in 1000 pictures like the background, at most (default: %(default)g)")
     add("--seed", type=int, default=0, metavar="N", help="of the training (default: %(default)s)")
     add("-o", "--output", type=Path, metavar="NAME", help="writes NAME.safetensors and the folder NAME.report")
     add("--dry-run", action="store_true", help="judge the pictures, and train nothing")
@@ -65,14 +63,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_values(options: argparse.Namespace) -> None:
-    from glmd_train.given import check_false_alarms
+    from glmd_train.given import check_background
     from glmd_train.recipes import recipe_names
 
     if options.recipe not in recipe_names():
         raise UsageError(f"--recipe must be one of {', '.join(recipe_names())}; got {options.recipe!r}.")
     if options.iterations is not None and options.iterations < 1:
         raise UsageError(f"--iterations must be 1 or more; got {options.iterations}.")
-    check_false_alarms(options.false_alarms)
+    check_background(options.background, options.false_alarms)
     if not 0 <= options.seed < 2**32:
         raise UsageError(f"--seed must be 0 to {2**32 - 1}; got {options.seed}.")
 
@@ -80,12 +78,10 @@ def _check_values(options: argparse.Namespace) -> None:
 def _check_paths(options: argparse.Namespace) -> None:
     """What `read_lesson` will read, a first time, for it has to load PyTorch before."""
     from glmd_train.data.formats import read_labels
-    from glmd_train.given import background_pictures, check_checkpoint
+    from glmd_train.given import check_checkpoint
 
     check_checkpoint(options.base)
     read_labels(options.annotations, options.images)
-    if options.background:
-        background_pictures(options.background)
 
 
 def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:
@@ -118,8 +114,8 @@ def _teach(lesson: Lesson, output: Path, folder: Path, options: argparse.Namespa
     began = time.monotonic()
     with redirect_stdout(sys.stderr):  # stdout is for the report
         taught = teach(
-            lesson, folder, recipe=options.recipe, iterations=options.iterations,
-            false_alarms=options.false_alarms, seed=options.seed, step=lambda text: console.print(text, markup=False),
+            lesson, folder, recipe=options.recipe, iterations=options.iterations, seed=options.seed,
+            false_alarms=allowed_alarms(options), step=lambda text: console.print(text, markup=False),
         )
     values = report_values(lesson, taught, time.monotonic() - began)
     write_report(folder, values, lesson, taught)

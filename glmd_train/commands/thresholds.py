@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.commands.command import loading_libraries
-from glmd_train.lesson import FALSE_ALARMS
+from glmd_train.commands.common import add_background, allowed_alarms, counting, on_device
 
 if TYPE_CHECKING:
     from glmd_train.checkpoint import Checkpoint
@@ -26,9 +26,8 @@ def add_parser(commands: Any) -> None:
     add("--checkpoint", "--ckpt", type=Path, required=True, metavar="FILE", help=".safetensors file of glmd-train")
     add("--data", type=Path, nargs="+", required=True, metavar="JSON",
         help="COCO annotation files; a class is looked for in those that have an object of it")
-    add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
-    add("--false-alarms", type=float, default=FALSE_ALARMS, metavar="N",
-        help="of each class in 1000 pictures like the background, at most (default: %(default)g)")
+    add_background(add)
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default: %(default)s)")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="the new checkpoint (.safetensors)")
     one.set_defaults(run=run)
 
@@ -36,33 +35,27 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from glmd_train.given import (
-        background_pictures,
-        check_checkpoint,
-        check_data,
-        check_false_alarms,
-        check_new_file,
-    )
+    from glmd_train.given import check_background, check_checkpoint, check_data, check_new_file
 
     check_new_file(options.checkpoint, options.output)
-    check_false_alarms(options.false_alarms)
+    background = check_background(options.background, options.false_alarms)
     check_checkpoint(options.checkpoint)
     check_data(options.data)
-    background = background_pictures(options.background) if options.background else []
     with loading_libraries():
         from glmd_train.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
         from glmd_train.data.coco import expand, load_coco
         from glmd_train.lesson.thresholds import choose_thresholds
 
-    before = load_checkpoint(options.checkpoint)
+    before = on_device(load_checkpoint(options.checkpoint), options.device)
     files = [file for pattern in options.data for file in expand(pattern)]
     sets = [load_coco(file, before.class_names) for file in files]
     pictures = sum(map(len, sets)) + len(background)
     print(f"Looking for {', '.join(before.class_names)} in {pictures} pictures ...", file=sys.stderr)
-    after, chosen = choose_thresholds(before, sets, background, options.false_alarms)
+    with counting(options.checkpoint.stem, pictures * (2 if before.pcb else 1)) as counted:
+        after, chosen = choose_thresholds(before, sets, background, allowed_alarms(options), counted)
     record = {
         "data": [f"{file.resolve().parent.name}/{file.name}" for file in files], "background": len(background),
-        **({"false_alarms": options.false_alarms} if background else {}),
+        **({"false_alarms": allowed_alarms(options)} if background else {}),
     }
     after = replace(after, provenance={**before.provenance, "thresholds": record})
     save_checkpoint(options.output, after, stored_dtype(options.checkpoint))

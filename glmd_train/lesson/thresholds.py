@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from glmd_runtime.errors import DatasetError
 from glmd_runtime.video.sources import read_picture
 from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record
-from glmd_train.evaluate import detect, match_greedily, torch_predict
+from glmd_train.evaluate import Predict, detect, match_greedily, torch_predict
 from glmd_train.lesson import FALSE_ALARMS
 from glmd_train.scores.intervals import covered
 
@@ -170,12 +170,13 @@ class Chosen:
 
 def choose_thresholds(
     checkpoint: Checkpoint, sets: Sequence[Sequence[Record]], background: Sequence[Path] = (),
-    false_alarms: float = FALSE_ALARMS,
+    false_alarms: float = FALSE_ALARMS, counted: Callable[[Predict], Predict] = lambda predict: predict,
 ) -> tuple[Checkpoint, dict[str, Chosen]]:
     """The checkpoint with thresholds for the scores that it gives, and with prototypes for calibrated ones too.
 
     Args: sets, pictures that it was not trained on, one list an annotation file: a class is looked for in those that
-        have an object of it, and keeps its threshold where none has; background, pictures without any object.
+        have an object of it, and keeps its threshold where none has; background, pictures without any object;
+        counted, wraps what detects in a picture, for instance to show how far it is.
     Returns: what was chosen by PCB state: "off", and "on" with prototypes.
     Raises: DatasetError if no picture has an object of its classes.
     """
@@ -184,14 +185,15 @@ def choose_thresholds(
             f"No picture has an object of {', '.join(checkpoint.class_names)}. Name annotation files that have some."
         )
     frames = [read_picture(path) for path in background]  # first: detecting takes long
-    post = checkpoint.postprocess
-    off = _chosen(checkpoint, sets, frames, false_alarms, post.score_thresholds, pcb=False)
+    post, names = checkpoint.postprocess, checkpoint.class_names
+    predict = counted(torch_predict(checkpoint, LOWEST, pcb=False))
+    off = _chosen(predict, names, sets, frames, false_alarms, post.score_thresholds)
     checkpoint = replace(checkpoint, postprocess=replace(post, score_thresholds=_limits(off)))
     if not checkpoint.pcb:
         return checkpoint, {"off": off}
     calibration = checkpoint.pcb.calibration
     before = calibration.spec.postprocess(post).score_thresholds
-    on = _chosen(checkpoint, sets, frames, false_alarms, before, pcb=True)
+    on = _chosen(counted(torch_predict(checkpoint, LOWEST)), names, sets, frames, false_alarms, before)
     calibration = replace(calibration, spec=replace(calibration.spec, score_thresholds=_limits(on)))
     return replace(checkpoint, pcb=replace(checkpoint.pcb, calibration=calibration)), {"off": off, "on": on}
 
@@ -201,17 +203,16 @@ def _limits(chosen: Chosen) -> tuple[float, ...]:
 
 
 def _chosen(
-    checkpoint: Checkpoint, sets: Sequence[Sequence[Record]], frames: Sequence[NDArray[Any]], false_alarms: float,
-    before: Sequence[float], *, pcb: bool,
+    predict: Predict, class_names: Sequence[str], sets: Sequence[Sequence[Record]], frames: Sequence[NDArray[Any]],
+    false_alarms: float, before: Sequence[float],
 ) -> Chosen:
-    """A choice for each class of the scores in one PCB state; `before`, the thresholds that it has for them."""
-    predict = torch_predict(checkpoint, LOWEST, pcb=pcb)
+    """A choice for each class of the scores that `predict` gives; `before`, the thresholds that it has for them."""
     in_frames = [predict(frame) for frame in frames]
     found = [detect(predict, records) for records in sets]
     classes = {}
-    for i, name in enumerate(checkpoint.class_names):
+    for i, name in enumerate(class_names):
         with_it = [n for n, records in enumerate(sets) if any((record.labels == i).any() for record in records)]
         records, detections = ([row for n in with_it for row in rows[n]] for rows in (sets, found))
         classes[name] = held_out(records, detections, i)
-    quiet = {name: scores_of(in_frames, i).tolist() for i, name in enumerate(checkpoint.class_names)}
+    quiet = {name: scores_of(in_frames, i).tolist() for i, name in enumerate(class_names)}
     return Chosen(choose(classes, quiet, len(frames), false_alarms, before), quiet)

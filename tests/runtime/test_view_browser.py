@@ -133,8 +133,8 @@ def test_the_slider_acts_at_once_and_on_the_detector(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
     becomes("2", lambda: page.text("#count"))
-    assert page.text("#threshold-value") == "model's own"
-    for _ in range(25):  # from 0.30 to 0.55, by one hundredth a key
+    assert page.text("#threshold-value") == "model's own, 0.10 to 0.20"
+    for _ in range(40):  # from 0.15, between the two, to 0.55, by one hundredth a key
         page.find("#threshold").send_keys(Keys.ARROW_RIGHT)
     becomes(0.55, lambda: page.detector.score_threshold)
     becomes("1", lambda: page.text("#count"))  # of the same frame
@@ -145,7 +145,8 @@ def test_the_slider_acts_at_once_and_on_the_detector(page: Page) -> None:
     becomes(True, page.find("#own").is_enabled)
     page.find("#own").click()
     becomes(None, lambda: page.detector.score_threshold)
-    becomes("model's own", lambda: page.text("#threshold-value"))
+    becomes("model's own, 0.10 to 0.20", lambda: page.text("#threshold-value"))
+    assert page.find("#threshold").get_attribute("value") == "0.15"
     page.cameras[0].feed(frame(2))
     becomes("2", lambda: page.text("#count"))
 

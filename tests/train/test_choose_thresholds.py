@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from glmd_runtime.detections import Detections
-from glmd_runtime.errors import DatasetError
+from glmd_runtime.errors import DatasetError, UnsupportedError
 from glmd_train import cli
 from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.classifier import load_classifier
@@ -166,4 +166,12 @@ def test_command(checkpoint: Checkpoint, labels: Path, tmp_path: Path, capsys: p
     assert "exists already" in capsys.readouterr().err
     other = ["-o", tmp_path / "c.safetensors", "--false-alarms", "-1"]
     assert cli.main([*map(str, [*arguments, *other])]) == 2
-    assert "--false-alarms must be 0 or more" in capsys.readouterr().err and not (tmp_path / "c.safetensors").exists()
+    assert "--false-alarms must be 0 or more" in capsys.readouterr().err
+    without_background = [*arguments[:5], "-o", tmp_path / "c.safetensors", "--false-alarms", "5"]
+    assert cli.main([*map(str, without_background)]) == 2
+    assert "give --background DIR" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        on_gpu = [*arguments, "-o", tmp_path / "c.safetensors", "--device", "cuda"]
+        assert cli.main([*map(str, on_gpu)]) == UnsupportedError.exit_code
+        assert "finds no CUDA device here" in capsys.readouterr().err
+    assert not (tmp_path / "c.safetensors").exists()

@@ -20,6 +20,7 @@ from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.cli import main
 from glmd_train.commands.teach import next_command
 from glmd_train.config import ModelConfig
+from glmd_train.lesson.thresholds import MANY
 from glmd_train.model.detector import build_model
 from glmd_train.teach import folds
 from tests.train.squares import draw_squares
@@ -98,6 +99,28 @@ def test_a_dry_run_judges_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_two_classes_of_few_objects_have_nearly_one_threshold(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call_half_of_them_diamonds(content: dict[str, Any]) -> None:
+        content["categories"].append({"id": 2, "name": "diamond"})
+        for annotation in content["annotations"][::2]:
+            annotation["category_id"] = 2
+
+    relabelled(tmp_path / "pictures" / "labels.json", call_half_of_them_diamonds)
+    assert teach("--json", "--iterations", 20) == 0
+    said = capsys.readouterr()
+    rows = json.loads(said.out)["classes"]
+    assert {name: row["held_out_objects"] for name, row in rows.items()} == {"square": 4, "diamond": 4}
+    assert "--fp16 --pcb" in " ".join(said.err.split())
+    checkpoint = load_checkpoint(tmp_path / "model.safetensors")
+    assert checkpoint.class_names == ("square", "diamond") and checkpoint.pcb is not None
+    assert checkpoint.pcb.calibration.prototypes.any(axis=1).all()
+    square, diamond = checkpoint.postprocess.score_thresholds
+    assert (square, diamond) == tuple(row["threshold"] for row in rows.values())
+    assert abs(square - diamond) <= 4 / (4 + MANY)  # as far as each may lean to its own best F1
+
+
 def test_a_quick_look_takes_as_many_iterations_as_it_is_given(
     teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +173,7 @@ def test_the_help_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None
         (["--false-alarms", "-1"], "0 or more"),
         (["--false-alarms", "nan"], "0 or more, and finite"),
         (["--false-alarms", "inf"], "0 or more, and finite"),
+        (["--false-alarms", "5"], "give --background DIR"),
         (["--seed", str(2**32)], "--seed must be 0 to 4294967295"),
         (["--iterations", "0"], "--iterations must be 1 or more"),
         (["--background", "nowhere"], "--background expects a folder"),
@@ -177,7 +201,7 @@ def test_what_is_there_is_not_overwritten(
 def test_the_report_of_a_stopped_lesson_is_in_nobodys_way(teach: Callable[..., int], tmp_path: Path) -> None:
     (tmp_path / "model.report").mkdir()
     (tmp_path / "model.report" / "without_1.jsonl").write_text("{}\n")
-    assert teach() == 0
+    assert teach("--iterations", 2) == 0
     assert teach() == 2
 
 

@@ -10,6 +10,7 @@ let selected = 0;           // number of the stream on the stage
 let shown = null;           // {about, bitmap, run} of the picture on the stage; run: of the server that sent it
 let request = null;         // the picture that is being waited for
 let trails = new Map();     // track id -> {places, seen}
+let own = [];               // the model's thresholds, as soon as they were in force
 let dragging = false;
 let changes = 0;            // of the threshold, by this page
 
@@ -178,6 +179,7 @@ async function ask() {
       const answer = await fetch("api/state");
       if (!answer.ok) throw new Error(answer.status);
       const came = await answer.json();
+      if (came.threshold === null) own = Object.values(came.thresholds);
       if (state && changes !== began) came.threshold = state.threshold;  // it was asked before the user moved the slider
       state = came;
       by("connection").hidden = true;
@@ -251,10 +253,13 @@ function tellVeil(stream) {
 }
 
 function tellThreshold() {
-  const own = state.threshold === null;
-  if (!own) by("threshold").value = state.threshold;
-  by("threshold-value").textContent = own ? "model's own" : percent(state.threshold);
-  by("own").disabled = own;
+  const isOwn = state.threshold === null;
+  const low = Math.min(...own), high = Math.max(...own);
+  const range = own.length ? `, ${[...new Set([low, high].map(percent))].join(" to ")}` : "";
+  if (!isOwn) by("threshold").value = state.threshold;
+  else if (own.length) by("threshold").value = (low + high) / 2;
+  by("threshold-value").textContent = isOwn ? `model's own${range}` : percent(state.threshold);
+  by("own").disabled = isOwn;
 }
 
 // ---- what the user does
