@@ -46,7 +46,7 @@ test: lint cover
 
 # Two processes take the test files in turns; the cores are theirs, so OpenMP starts no further threads.
 cover: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 	$(BIN)/python -m coverage report --skip-covered --show-missing
 	$(BIN)/python -m tests.trust.coverage
 
