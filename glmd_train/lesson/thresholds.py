@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from glmd_train.scores.intervals import covered
 LOWEST, HIGHEST = 0.05, 0.95
 BEST_F1 = "best F1 in held-out pictures"
 FEW = 30  # objects, with fewer of which in all a threshold says little
-MANY = 100  # objects, of which a class's own best threshold counts as much as that of all
+MANY = 100  # objects, of which a class's own best threshold counts as much as that of all, and that of all as USUAL
+USUAL = 0.6  # what does best in most lessons, and nearly so in trainings of many pictures
 
 
 @dataclass(frozen=True)
@@ -122,16 +123,26 @@ def choose(
     """The threshold of each class: where F1 is best, or a higher one that is quiet enough.
 
     The best F1 of few objects is a matter of chance, so a class's own counts as far as it has many, and else that of
-    all classes together: docs/evaluation.md has what this gains on other pictures.
+    all classes together, which again counts as far as they have many, and else USUAL: docs/evaluation.md has what this
+    gains on other pictures.
     Args: classes, in pictures that their model was not trained on; quiet, the scores of detections in `frames` frames
         without objects; false_alarms, how many 1000 more of them may be expected to have; usual, for each class without
         an object, and where nothing was hit.
     """
-    common = best_f1(*classes.values())
+    common = _of_all(classes.values())
     return {
         name: _quiet_enough(_choice(rows, common, otherwise), quiet[name], frames, false_alarms)
         for (name, rows), otherwise in zip(classes.items(), usual, strict=True)
     }
+
+
+def _of_all(classes: Collection[HeldOut]) -> float | None:
+    best = best_f1(*classes)
+    return None if best is None else _leaning(best, sum(rows.objects for rows in classes), USUAL)
+
+
+def _leaning(own: float, objects: int, otherwise: float) -> float:
+    return (objects * own + MANY * otherwise) / (objects + MANY)
 
 
 def _choice(rows: HeldOut, common: float | None, usual: float) -> Choice:
@@ -141,8 +152,8 @@ def _choice(rows: HeldOut, common: float | None, usual: float) -> Choice:
         return Choice(usual, f"{missing} in held-out pictures: {usual:.4g}", rows)
     if best is None:
         return Choice(round(common, 4), "not found in held-out pictures: as all classes together", rows)
-    leaning = (rows.objects * best + MANY * common) / (rows.objects + MANY)
-    return Choice(round(leaning, 4), BEST_F1 if best == common else f"{BEST_F1}, leaning on all classes", rows)
+    leaning = _leaning(best, rows.objects, common)
+    return Choice(round(leaning, 4), f"{BEST_F1}, leaning on the usual", rows)
 
 
 def _quiet_enough(choice: Choice, quiet: Sequence[float], frames: int, false_alarms: float) -> Choice:

@@ -21,7 +21,7 @@ from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.classifier import load_classifier
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.evaluate import match_greedily, torch_predict
-from glmd_train.lesson.thresholds import LOWEST, choose_thresholds
+from glmd_train.lesson.thresholds import LOWEST, MANY, USUAL, best_f1, choose_thresholds
 from glmd_train.prototypes import add_pcb
 from tests.export.conftest import CLASS_NAMES, SIZE_HW, draw_checkpoint
 
@@ -68,7 +68,7 @@ def f1(records: list[Record], found: list[Detections], k: int, threshold: float)
 
 
 @pytest.mark.parametrize("pcb", [False, True])
-def test_no_other_threshold_has_a_better_f1(checkpoint: Checkpoint, labels: Path, pcb: bool) -> None:
+def test_thresholds_lean_from_the_best_f1_to_the_usual(checkpoint: Checkpoint, labels: Path, pcb: bool) -> None:
     records = load_coco(labels, CLASS_NAMES)
     before = add_pcb(checkpoint, load_classifier(), records) if pcb else checkpoint
     after, chosen = choose_thresholds(before, [records])
@@ -80,8 +80,13 @@ def test_no_other_threshold_has_a_better_f1(checkpoint: Checkpoint, labels: Path
         predict = torch_predict(after, LOWEST, pcb=state == "on")
         found = [predict(record.read()) for record in records]
         tried = [f1(records, found, 0, t) for t in np.linspace(LOWEST, 0.95, 181)]
-        assert 0 < max(tried) < 1 and f1(records, found, 0, thresholds[0]) >= max(tried)
         choices = chosen[state].choices
+        rows = next(iter(choices.values())).rows
+        best = best_f1(rows)
+        assert best is not None and 0 < max(tried) < 1 and f1(records, found, 0, best) >= max(tried)
+        leaning = (rows.objects * best + MANY * USUAL) / (rows.objects + MANY)
+        expected = (rows.objects * best + MANY * leaning) / (rows.objects + MANY)
+        assert thresholds[0] == pytest.approx(expected, abs=1e-4)
         assert thresholds == tuple(choice.threshold for choice in choices.values())
         assert [choice.why.partition(" in ")[0] for choice in choices.values()] == ["best F1", "no object", "no object"]
     had = before.pcb.calibration.spec.score_thresholds if before.pcb else before.postprocess.score_thresholds
