@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clips, thresholds, tiles
+from benchmarks import clips, lessons, thresholds, tiles
 from benchmarks.aims import Results, load_results, spread
 from benchmarks.common import RESULTS, write_tables
 from benchmarks.fewshot_report import OURS, Runs, ap_of, difference, of, said, signed
@@ -37,7 +37,9 @@ def tables() -> dict[Path, dict[str, Lines]]:
         README: {"speed": speed(results), "accuracy": accuracy(results, sets), "fewshot": fewshot(read_runs())},
         CARD: {"by_threshold": by_threshold(sets)},
         FEW_SHOT: {"tiles": tiles.lines(of_shipped("tiles")["sets"])},
-        EVALUATION: {"thresholds": thresholds.lines(of_shipped("thresholds")["f1"])},
+        EVALUATION: {
+            "thresholds": thresholds.lines(of_shipped("thresholds")["f1"]), "lessons": lessons.lines(lessons.runs()),
+        },
         LIGHT_MODEL: {"clips": clips.lines(of_shipped("clips")["clips"])},
     }
 

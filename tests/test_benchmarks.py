@@ -12,6 +12,7 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks import lessons
 from benchmarks.accuracy import by_threshold, true_and_false
 from benchmarks.aims import AIMS, NAMES, rate
 from benchmarks.clips import BADLY, NOT_BOXED, by_clip, lines, outcome
@@ -28,6 +29,7 @@ from benchmarks.tiles import scores as tile_scores
 from benchmarks.timing import in_turns, percentiles, ratio
 from glmd_runtime.detections import Detections
 from glmd_train.data.coco import Record
+from glmd_train.lesson.thresholds import MANY, USUAL
 
 NOTHING: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
 
@@ -249,6 +251,19 @@ def test_thresholds_are_tried_on_the_other_half() -> None:
     found = [flyers((0, 0.8, 0), (40, 0.4, 0)) for _ in records]
     rows = f1_of_ways({"air": records}, {"air": found}, ("uav", "bird"), np.random.default_rng(0))
     assert {way: row for way, row in rows.items() if row != {"uav": 1.0}} == {"0.3 for all": {"uav": 2 / 3}}
+
+
+def test_lessons_are_scored_at_the_thresholds_that_each_way_chooses() -> None:
+    """Ten objects found at 0.94 and nothing else: where each way has its threshold, F1 is the threshold in percent."""
+    held = {name: {"scores": [0.94] * 10, "hit": [1] * 10, "objects": 10} for name in lessons.CLASSES}
+    curves = {name: [100 * threshold for threshold in lessons.GRID] for name in lessons.CLASSES}
+    body = lessons.lines([{"held_out": held, "f1": {"train": curves, "val": curves}}])[2:]
+    means = [float(line.rsplit("|", 2)[1]) for line in body]
+    own = (0.94 + lessons.LOWEST) / 2  # midway to the first that does not pass
+    of_all = np.average([own, USUAL], weights=[60, MANY])
+    one = np.average([own, np.average([own, USUAL], weights=[10, MANY])], weights=[10, MANY])
+    expected = [0.3, own, one, np.average([own, of_all], weights=[10, MANY])]
+    assert means == pytest.approx([100 * value for value in [*expected, *expected]], abs=0.6)
 
 
 def test_tiles_count_what_is_right_and_wrong() -> None:
