@@ -30,7 +30,7 @@ from glmd_train.lesson.support import judge, scenes
 from glmd_train.lesson.thresholds import (
     LOWEST,
     HeldOut,
-    best_f1,
+    best_of_all,
     choose,
     held_out,
     quiet_threshold,
@@ -156,7 +156,7 @@ def teach(
     quiet = [torch_predict(checkpoint, LOWEST)(frame) for frame in frames]
     rows = _held_out(lesson, found)
     scores = {name: scores_of(quiet, i).tolist() for i, name in enumerate(lesson.class_names)}
-    usual = best_f1(*rows.values()) or DEFAULT_SCORE
+    usual = best_of_all(rows.values()) or DEFAULT_SCORE
     picks = choose(rows, scores, len(quiet), false_alarms, (usual,) * len(rows))
     thresholds = tuple(pick.threshold for pick in picks.values())
     checkpoint = replace(checkpoint, postprocess=replace(checkpoint.postprocess, score_thresholds=thresholds))

@@ -24,7 +24,7 @@ LOWEST, HIGHEST = 0.05, 0.95
 BEST_F1 = "best F1 in held-out pictures"
 FEW = 30  # objects, with fewer of which in all a threshold says little
 MANY = 100  # objects, of which a class's own best threshold counts as much as that of all, and that of all as USUAL
-USUAL = 0.6  # what does best in most lessons, and nearly so in trainings of many pictures
+USUAL = 0.6  # what did best on val in two lessons, and nearly so for a training of many pictures
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,15 @@ def choose(
         without objects; false_alarms, how many 1000 more of them may be expected to have; usual, for each class without
         an object, and where nothing was hit.
     """
-    common = _of_all(classes.values())
+    common = best_of_all(classes.values())
     return {
         name: _quiet_enough(_choice(rows, common, otherwise), quiet[name], frames, false_alarms)
         for (name, rows), otherwise in zip(classes.items(), usual, strict=True)
     }
 
 
-def _of_all(classes: Collection[HeldOut]) -> float | None:
+def best_of_all(classes: Collection[HeldOut]) -> float | None:
+    """One threshold for all classes: with the best mean F1, leaning on USUAL. None where nothing was hit."""
     best = best_f1(*classes)
     return None if best is None else _leaning(best, sum(rows.objects for rows in classes), USUAL)
 
