@@ -213,6 +213,7 @@ def test_a_disk_that_is_full_leaves_nothing(checkpoint_file: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("word", ["export model.onnx", "run PyTorch", "compared raw"])
 def test_killed_in_the_middle_leaves_no_bundle(word: str, checkpoint_file: Path, tmp_path: Path) -> None:
     program = f"""
@@ -232,6 +233,7 @@ e.export_bundle(c.load_checkpoint(path), path, Path("a.glmd"), e.Recipe(engines=
     assert not (tmp_path / "a.glmd").exists()
 
 
+@pytest.mark.no_cover
 def test_a_size_that_the_stride_does_not_divide_is_exported_exactly(tmp_path: Path) -> None:
     odd = draw_checkpoint()
     odd = replace(odd, preprocess=replace(odd.preprocess, size_hw=(101, 150)))

@@ -29,6 +29,7 @@ from glmd_train.model.glmd import GLMDNeck
 from tests.conftest import skip_unless
 from tests.reference import postprocess as slow_postprocess
 
+pytestmark = pytest.mark.no_cover  # test_cli exports and verifies, too
 BACKENDS = pytest.mark.parametrize("name", backends.readers("model.onnx"))
 
 
@@ -110,7 +111,6 @@ def test_end_to_end_is_the_devices_post_processing(
     assert not any(getattr(final, name)[0, count:].any() for name in Final._fields[1:])
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_end_to_end_exported(precision: str, checkpoint: Checkpoint, reference: Reference, tmp_path: Path) -> None:
     models = [
