@@ -55,7 +55,7 @@ def check_new_file(checkpoint: Path, output: Path) -> None:
 
 
 def check_background(folder: Path | None, false_alarms: float | None) -> list[Path]:
-    """The pictures without objects, if any are given, and how many false alarms are allowed in 1000 of them.
+    """The pictures without objects, if any are given, and of 1000 of them how many may have a false alarm.
 
     Raises: UsageError, DatasetError.
     """

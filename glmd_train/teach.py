@@ -31,10 +31,10 @@ from glmd_train.lesson.thresholds import (
     LOWEST,
     HeldOut,
     best_of_all,
+    best_scores,
     choose,
     held_out,
     quiet_threshold,
-    scores_of,
     upwards,
 )
 from glmd_train.loop import fit
@@ -114,7 +114,7 @@ class Taught:
     held_out   by class: detections in pictures that their model had not seen, from which `chosen` follows
     chosen     by class: where its threshold comes from
     quiet      pictures without objects in which false alarms were counted, none without --background
-    alarms     by class: the number of detections above its threshold in these
+    alarms     by class: the number of these with a detection above its threshold
     alarms_with_pcb  the same with calibrated scores and their thresholds
     found      detections of each of the lesson's records by the model that had not seen it; None where all had
     """
@@ -136,7 +136,7 @@ def teach(
 
     Thresholds come from pictures that were held out: the support pictures are divided in two, a model trained on each
     half is scored on the other, and the last model is trained on all. With background frames that it was not trained on
-    a threshold is at least such that 1000 more may be expected to have no more than `false_alarms`, with PCB as well.
+    a threshold is at least such that no more than `false_alarms` of 1000 more may be expected to have one, PCB or not.
     Args: log, a folder that gets the log of every training; iterations, of each of them, instead of what the recipe
         says; step, told what begins.
     """
@@ -155,9 +155,9 @@ def teach(
     frames = [read_picture(path) for path in quiet_frames(lesson.background)]
     quiet = [torch_predict(checkpoint, LOWEST)(frame) for frame in frames]
     rows = _held_out(lesson, found)
-    scores = {name: scores_of(quiet, i).tolist() for i, name in enumerate(lesson.class_names)}
+    scores = {name: best_scores(quiet, i) for i, name in enumerate(lesson.class_names)}
     usual = best_of_all(rows.values()) or DEFAULT_SCORE
-    picks = choose(rows, scores, len(quiet), false_alarms, (usual,) * len(rows))
+    picks = choose(rows, scores, false_alarms, (usual,) * len(rows))
     thresholds = tuple(pick.threshold for pick in picks.values())
     checkpoint = replace(checkpoint, postprocess=replace(checkpoint.postprocess, score_thresholds=thresholds))
     checkpoint = add_pcb(checkpoint, load_classifier(), lesson.records)
@@ -165,7 +165,7 @@ def teach(
     checkpoint, with_pcb = _quiet_with_pcb(checkpoint, calibrated, false_alarms)
     chosen = {name: pick.why for name, pick in picks.items()}
     alarms, alarms_with_pcb = (
-        {name: int((scores_of(seen, i) > limits[i]).sum()) for i, name in enumerate(lesson.class_names)}
+        {name: sum(score > limits[i] for score in best_scores(seen, i)) for i, name in enumerate(lesson.class_names)}
         for seen, limits in ((quiet, thresholds), (calibrated, with_pcb))
     )
     return Taught(checkpoint, rows, chosen, len(quiet), alarms, alarms_with_pcb, found)
@@ -178,8 +178,8 @@ def _quiet_with_pcb(
     assert checkpoint.pcb
     calibration = checkpoint.pcb.calibration
     own = calibration.spec.postprocess(checkpoint.postprocess).score_thresholds
-    limits = own if not found else tuple(
-        max(threshold, upwards(quiet_threshold(scores_of(found, i).tolist(), len(found), false_alarms)))
+    limits = tuple(
+        max(threshold, upwards(quiet_threshold(best_scores(found, i), false_alarms)))
         for i, threshold in enumerate(own)
     )
     calibration = replace(calibration, spec=replace(calibration.spec, score_thresholds=limits))

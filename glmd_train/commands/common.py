@@ -20,7 +20,7 @@ def add_background(add: Callable[..., Any]) -> None:
     """The options that `given.check_background` checks; `add` is add_argument of a parser."""
     add("--background", type=Path, metavar="DIR", help="pictures without any object, of the place where it will run")
     add("--false-alarms", type=float, metavar="N",
-        help=f"of each class in 1000 pictures like the background, at most (default: {FALSE_ALARMS:g})")
+        help=f"of 1000 pictures like the background, at most so many with one of a class (default: {FALSE_ALARMS:g})")
 
 
 def allowed_alarms(options: argparse.Namespace) -> float:

@@ -97,10 +97,10 @@ def _print(had: tuple[float, ...], chosen: Chosen, frames: int, title: str | Non
 
 def _rates(rows: HeldOut, threshold: float) -> tuple[str, str]:
     """The part of the objects that is found, and the part of the detections that is right."""
-    found = f"{rows.recall(threshold):.0%}" if rows.objects else ""
-    return found, f"{rows.precision(threshold):.0%}" if (rows.scores > threshold).any() else ""
+    right = rows.precision(threshold)
+    return f"{rows.recall(threshold):.0%}" if rows.objects else "", "" if right is None else f"{right:.0%}"
 
 
 def _alarms(chosen: Chosen, name: str, threshold: float, frames: int) -> tuple[str, ...]:
-    """Detections in the pictures without objects."""
+    """How many pictures without objects have a detection."""
     return (str(sum(score > threshold for score in chosen.quiet[name])),) if frames else ()

@@ -15,10 +15,12 @@ from glmd_runtime.files.scratch import whole_file
 from glmd_runtime.sinks import save_picture
 from glmd_train.data.coco import Record
 from glmd_train.lesson.support import summary
+from glmd_train.scores.intervals import proportion
 from glmd_train.teach import Lesson, Taught
 
 TILE, COLUMNS, MOST = 400, 4, 24  # pixels a side; tiles a row; tiles on the sheet
 TRUTH = (120, 230, 120)  # BGR
+NOT_MEASURED = "not measured"
 
 
 def report_values(lesson: Lesson, taught: Taught, seconds: float) -> dict[str, Any]:
@@ -40,15 +42,24 @@ def report_values(lesson: Lesson, taught: Taught, seconds: float) -> dict[str, A
 
 def _class_row(taught: Taught, name: str, threshold: float) -> dict[str, Any]:
     rows, tested = taught.held_out[name], taught.held_out[name].objects
+    right = rows.precision(threshold) if tested else None
     return {
         "threshold": threshold,
         "chosen": taught.chosen[name],
         "held_out_objects": tested,
         "held_out_recall": round(rows.recall(threshold), 4) if tested else None,
-        "held_out_precision": round(rows.precision(threshold), 4) if tested else None,
-        "false_alarms": taught.alarms[name] if taught.quiet else None,
-        "false_alarms_with_pcb": taught.alarms_with_pcb[name] if taught.quiet else None,
+        "held_out_precision": None if right is None else round(right, 4),
+        "false_alarms": _alarms(taught.alarms[name], taught.quiet),
+        "false_alarms_with_pcb": _alarms(taught.alarms_with_pcb[name], taught.quiet),
     }
+
+
+def _alarms(count: int, frames: int) -> dict[str, Any] | None:
+    """How many frames without objects have a false alarm, and how many of 1000 would, with a 95% interval."""
+    if not frames:
+        return None
+    of_1000 = {name: round(1000 * value, 1) for name, value in proportion(count, frames)._asdict().items()}
+    return {"frames": count, "per_1000": of_1000}
 
 
 def write_report(folder: Path, values: dict[str, Any], lesson: Lesson, taught: Taught) -> None:
@@ -67,15 +78,17 @@ def as_text(values: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
         "# What was taught", "",
-        "| class | boxes | score threshold | held-out recall | held-out precision | false alarms |",
+        "| class | boxes | score threshold | held-out recall | held-out precision | false alarms per 1000 frames |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     boxes = values["pictures"]["boxes"]
     for name, row in values["classes"].items():
-        rates = (_percent(row["held_out_recall"]), _percent(row["held_out_precision"]))
-        counted, alarms = values["background"]["counted_in"], "not measured"
-        if counted:
-            alarms = f"{row['false_alarms']} in {counted} frames (with PCB {row['false_alarms_with_pcb']})"
+        unknown = "nothing found" if row["held_out_objects"] else NOT_MEASURED
+        rates = (_percent(row["held_out_recall"], NOT_MEASURED), _percent(row["held_out_precision"], unknown))
+        alarms = NOT_MEASURED
+        if row["false_alarms"]:
+            off, on = (_per_1000(row[key]) for key in ("false_alarms", "false_alarms_with_pcb"))
+            alarms = off if on == off else f"{off}; with PCB {on}"
         lines.append(
             f"| {name} | {boxes[name]} | {row['threshold']:.2f} ({row['chosen']}) | {' | '.join(rates)} | {alarms} |"
         )
@@ -96,13 +109,18 @@ def _background(row: dict[str, int]) -> list[str]:
     if not row["counted_in"]:
         return ["No pictures without objects were given (--background), so false alarms were not measured."]
     return [
-        f"False alarms were counted in {row['counted_in']} pictures without objects that were not trained on. "
-        "Thresholds were raised on the same ones: of as many new pictures expect one alarm more."
+        f"False alarms: in {row['counted_in']} pictures without objects that were not trained on, each counted once, "
+        "with 95% intervals. Thresholds were raised on the same pictures: of as many new ones expect one more with "
+        "a false alarm."
     ]
 
 
-def _percent(rate: float | None) -> str:
-    return "not measured" if rate is None else f"{100 * rate:.0f}%"
+def _per_1000(alarms: dict[str, Any]) -> str:
+    return "{value:.0f} ({low:.0f} to {high:.0f})".format(**alarms["per_1000"])
+
+
+def _percent(rate: float | None, unknown: str) -> str:
+    return unknown if rate is None else f"{100 * rate:.0f}%"
 
 
 def sheet(tested: list[tuple[Record, Detections]], thresholds: tuple[float, ...]) -> Picture:

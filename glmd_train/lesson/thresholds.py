@@ -41,9 +41,10 @@ class HeldOut:
     def recall(self, threshold: float) -> float:
         return float((self.hit & (self.scores > threshold)).sum()) / max(1, self.objects)
 
-    def precision(self, threshold: float) -> float:
+    def precision(self, threshold: float) -> float | None:
+        """None where nothing passes."""
         passed = self.scores > threshold
-        return float(self.hit[passed].mean()) if passed.any() else 1.0
+        return float(self.hit[passed].mean()) if passed.any() else None
 
 
 def held_out(records: Sequence[Record], found: Sequence[Detections], class_id: int) -> HeldOut:
@@ -85,15 +86,16 @@ def _f1(rows: HeldOut, least: NDArray[np.float64]) -> NDArray[np.float64]:
     return 2 * hits / (rows.objects + passed)
 
 
-def quiet_threshold(scores: Sequence[float], frames: int, per_1000: float) -> float:
-    """The lowest threshold that lets 1000 new frames like these expect at most `per_1000` false alarms.
+def quiet_threshold(best: Sequence[float], per_1000: float) -> float:
+    """The lowest threshold with which, of 1000 new frames like these, at most `per_1000` may be expected to have a
+    false alarm.
 
-    If the (k + 1)-th best score of n frames is the threshold, k alarms pass it here, and a new frame's, by symmetry,
-    with a chance of (k + 1) / (n + 1). Fewer frames than `frames_to_show` allow no k; then none here passes.
-    Args: scores of all detections of one class in `frames` frames without objects.
+    If the (k + 1)-th best score of n frames is the threshold, k frames pass it here, and a new one, by symmetry, with a
+    chance of (k + 1) / (n + 1). Fewer frames than `frames_to_show` allow no k; then none here passes.
+    Args: best, as `best_scores` gives it.
     """
-    allowed = max(0, math.floor(per_1000 * (frames + 1) / 1000) - 1)
-    ranked = sorted(scores, reverse=True)
+    allowed = max(0, math.floor(per_1000 * (len(best) + 1) / 1000) - 1)
+    ranked = sorted(best, reverse=True)
     return max(LOWEST, float(ranked[allowed])) if allowed < len(ranked) else LOWEST
 
 
@@ -102,9 +104,9 @@ def frames_to_show(per_1000: float) -> float:
     return math.ceil(1000 / per_1000) - 1 if per_1000 else math.inf
 
 
-def scores_of(found: Sequence[Detections], class_id: int) -> NDArray[np.float32]:
-    """The scores of all detections of one class."""
-    return np.concatenate([np.zeros(0, np.float32), *(one.scores[one.class_ids == class_id] for one in found)])
+def best_scores(found: Sequence[Detections], class_id: int) -> list[float]:
+    """The best score of one class in each frame, 0 where it is not found: a frame alarms once, however many boxes."""
+    return [float(one.scores[one.class_ids == class_id].max(initial=0)) for one in found]
 
 
 @dataclass(frozen=True)
@@ -117,21 +119,20 @@ class Choice:
 
 
 def choose(
-    classes: Mapping[str, HeldOut], quiet: Mapping[str, Sequence[float]], frames: int, false_alarms: float,
-    usual: Sequence[float],
+    classes: Mapping[str, HeldOut], quiet: Mapping[str, Sequence[float]], false_alarms: float, usual: Sequence[float]
 ) -> dict[str, Choice]:
     """The threshold of each class: where F1 is best, or a higher one that is quiet enough.
 
     The best F1 of few objects is a matter of chance, so a class's own counts as far as it has many, and else that of
     all classes together, which again counts as far as they have many, and else USUAL: docs/evaluation.md has what this
     gains on other pictures.
-    Args: classes, in pictures that their model was not trained on; quiet, the scores of detections in `frames` frames
-        without objects; false_alarms, how many 1000 more of them may be expected to have; usual, for each class without
-        an object, and where nothing was hit.
+    Args: classes, in pictures that their model was not trained on; quiet, the best score in each frame without objects;
+        false_alarms, how many of 1000 more such frames may be expected to have one; usual, for each class without an
+        object, and where nothing was hit.
     """
     common = best_of_all(classes.values())
     return {
-        name: _quiet_enough(_choice(rows, common, otherwise), quiet[name], frames, false_alarms)
+        name: _quiet_enough(_choice(rows, common, otherwise), quiet[name], false_alarms)
         for (name, rows), otherwise in zip(classes.items(), usual, strict=True)
     }
 
@@ -157,12 +158,12 @@ def _choice(rows: HeldOut, common: float | None, usual: float) -> Choice:
     return Choice(round(leaning, 4), f"{BEST_F1}, leaning on the usual", rows)
 
 
-def _quiet_enough(choice: Choice, quiet: Sequence[float], frames: int, false_alarms: float) -> Choice:
-    calm = quiet_threshold(quiet, frames, false_alarms) if frames else LOWEST
+def _quiet_enough(choice: Choice, quiet: Sequence[float], false_alarms: float) -> Choice:
+    calm, frames = quiet_threshold(quiet, false_alarms), len(quiet)
     if calm <= choice.threshold:
         return choice
     shown = frames >= frames_to_show(false_alarms)
-    why = f"at most {false_alarms:g} false alarms in 1000 frames" if shown else (
+    why = f"at most {false_alarms:g} of 1000 frames with a false alarm" if shown else (
         f"no false alarm in {frames} frame{'s' * (frames > 1)}, too few to show {false_alarms:g} in 1000")
     return Choice(upwards(calm), why, choice.rows)
 
@@ -174,7 +175,7 @@ def upwards(threshold: float) -> float:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The thresholds of one PCB state by class, and the scores of each class in pictures without objects."""
+    """The thresholds of one PCB state by class, and the best score of each class in every picture without objects."""
 
     choices: dict[str, Choice]
     quiet: dict[str, list[float]]
@@ -226,5 +227,5 @@ def _chosen(
         with_it = [n for n, records in enumerate(sets) if any((record.labels == i).any() for record in records)]
         records, detections = ([row for n in with_it for row in rows[n]] for rows in (sets, found))
         classes[name] = held_out(records, detections, i)
-    quiet = {name: scores_of(in_frames, i).tolist() for i, name in enumerate(class_names)}
-    return Chosen(choose(classes, quiet, len(frames), false_alarms, before), quiet)
+    quiet = {name: best_scores(in_frames, i) for i, name in enumerate(class_names)}
+    return Chosen(choose(classes, quiet, false_alarms, before), quiet)

@@ -6,6 +6,7 @@ not depend on the draw, so they are made once; a draw is then a weight for each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,6 +35,13 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def proportion(count: int, of: int) -> Interval:
+    """A share, and its 95% interval by Wilson's score (1927), which holds for none and for all as well."""
+    z2, share = 1.96**2, count / of
+    middle, half = share + z2 / (2 * of), 1.96 * math.sqrt(share * (1 - share) / of + z2 / (4 * of**2))
+    return Interval(share, max(0.0, (middle - half) / (1 + z2 / of)), min(1.0, (middle + half) / (1 + z2 / of)))
 
 
 @dataclass(frozen=True)

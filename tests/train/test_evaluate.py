@@ -9,12 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from glmd_runtime.detections import Detections
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.evaluate import evaluate, false_alarms, in_order, is_empty, match_greedily, score
 from glmd_train.scores import intervals
-from glmd_train.scores.intervals import ap_difference, ap_interval, ap_intervals, run_interval
+from glmd_train.scores.intervals import ap_difference, ap_interval, ap_intervals, proportion, run_interval
 
 NAMES = ("person", "car")
 
@@ -296,3 +298,13 @@ def test_ignore_regions_change_no_score_of_what_lies_elsewhere() -> None:
         ]
         assert score(ignoring, alarms, NAMES).classes == score(records, detections, NAMES).classes
         assert ap_interval(ignoring, alarms) == ap_interval(records, detections)
+
+
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_a_proportion_s_interval_holds_what_a_normal_test_does_not_refute(count: int, of: int) -> None:
+    """Wilson's bounds are where the observed share is 1.96 standard errors away from the true one."""
+    count = min(count, of)
+    share, low, high = proportion(count, of)
+    assert share == count / of and 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
+    for bound in (low, high):
+        assert abs(share - bound) == pytest.approx(1.96 * np.sqrt(bound * (1 - bound) / of), abs=1e-6)

@@ -82,11 +82,15 @@ def test_one_file_and_a_report(teach: Callable[..., int], tmp_path: Path, capsys
     assert checkpoint.postprocess.score_thresholds == (row["threshold"],)
     assert row["held_out_objects"] == 8
     assert values["background"] == {"counted_in": 3, "trained_on": 3}
-    assert row["false_alarms"] == row["false_alarms_with_pcb"] == 0  # three frames cannot show a rate: not one passes
+    assert row["false_alarms"] == row["false_alarms_with_pcb"]
+    assert row["false_alarms"]["frames"] == 0  # three frames cannot show a rate: not one passes
+    of_1000 = row["false_alarms"]["per_1000"]
+    assert (of_1000["value"], of_1000["low"]) == (0, 0) and 500 < of_1000["high"] < 650
     assert checkpoint.provenance["taught"]["classes"] == values["classes"]
     logs = {p.name for p in (tmp_path / "model.report").iterdir()}
     assert logs >= {"report.json", "report.md", "held_out.jpg", "all.jsonl", "without_1.jsonl", "without_2.jsonl"}
-    assert "| square | 8 |" in (tmp_path / "model.report" / "report.md").read_text()
+    report = (tmp_path / "model.report" / "report.md").read_text()
+    assert "| square | 8 |" in report and "| 0 (0 to 562) |" in report
 
 
 def test_a_dry_run_judges_and_writes_nothing(
