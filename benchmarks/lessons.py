@@ -6,7 +6,7 @@
 Ten boxes of each novel class of thermal-fs are drawn (strict) and taught together, as `glmd-train teach` does it; the
 ways choose from the pictures that the lesson held out. Tested on the val lists, and on those train pictures whose clip
 or scene was not drawn from, every class in every picture. A seed that is in results/lessons.json is not
-taught again: what the ways choose from is there, and F1 at every threshold. Half an hour of one core each.
+taught again: what the ways choose from is there, and F1 at every threshold. Almost an hour of one core each.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from benchmarks.tables import Lines, table
 from benchmarks.thresholds import f1, scene_of
 from glmd_runtime import Detections
 from glmd_runtime.boxes import xyxy_to_xywh
+from glmd_train.checkpoint import Checkpoint
 from glmd_train.data.coco import Record, load_coco, load_coco_files
 from glmd_train.evaluate import RECALL_SCORE, detect, torch_predict
-from glmd_train.lesson.thresholds import LOWEST, HeldOut, best_f1, choose, held_out
+from glmd_train.lesson.thresholds import LOWEST, USUAL, HeldOut, best_f1, choose, held_out
 from glmd_train.teach import Lesson, read_lesson, teach
 
 SHOTS = 10
 GRID = [round(0.01 * n, 2) for n in range(5, 96)]  # thresholds; F1 is that of the nearest
 Classes = Mapping[str, HeldOut]
+Curves = dict[str, list[float]]  # by class
 
 
 def by_rule(classes: Classes) -> dict[str, float]:
-    picks = choose(classes, dict.fromkeys(classes, ()), 0, 0, (RECALL_SCORE,) * len(classes))
+    picks = choose(classes, dict.fromkeys(classes, ()), 0, (RECALL_SCORE,) * len(classes))
     return {name: pick.threshold for name, pick in picks.items()}
 
 
@@ -51,6 +53,7 @@ def alone(way: Callable[[Classes], dict[str, float]]) -> Callable[[Classes], dic
 
 WAYS: dict[str, Callable[[Classes], dict[str, float]]] = {
     f"{RECALL_SCORE:g} for all": lambda classes: dict.fromkeys(classes, RECALL_SCORE),
+    f"{USUAL:g} for all": lambda classes: dict.fromkeys(classes, USUAL),
     "best F1 of ten objects": lambda classes: {n: best_f1(rows) or RECALL_SCORE for n, rows in classes.items()},
     "as `teach` does with one class": alone(by_rule),
     "as `teach` does with six": by_rule,
@@ -87,13 +90,16 @@ def lesson(data: Path, seed: int) -> dict[str, Any]:
             "train": [one for one in rest if scene_of(one.path) not in drawn],
             "val": [one for name in NOVEL for one in load_coco(data / name / "val.json", CLASSES)],
         }
-        predict = torch_predict(taught.checkpoint, LOWEST)
-        tested = {part: of_classes(records, detect(predict, records)) for part, records in parts.items()}
-    return {
-        "held_out": {name: to_dict(rows) for name, rows in taught.held_out.items()},
-        "f1": {part: {name: [round(100 * f1(rows, t), 1) for t in GRID] for name, rows in classes.items()}
-               for part, classes in tested.items()},
-    }
+        curves = {state: f1_of_parts(taught.checkpoint, parts, state == "on") for state in ("off", "on")}
+    return {"held_out": {name: to_dict(rows) for name, rows in taught.held_out.items()}, "f1": curves}
+
+
+def f1_of_parts(checkpoint: Checkpoint, parts: Mapping[str, list[Record]], pcb: bool) -> dict[str, Curves]:
+    """By part and class F1 in percent at each threshold of GRID, of scores with prototypical calibration or without."""
+    predict = torch_predict(checkpoint, LOWEST, pcb=pcb)
+    tested = {part: of_classes(records, detect(predict, records)) for part, records in parts.items()}
+    return {part: {name: [round(100 * f1(rows, t), 1) for t in GRID] for name, rows in classes.items()}
+            for part, classes in tested.items()}
 
 
 def to_dict(rows: HeldOut) -> dict[str, Any]:
@@ -125,15 +131,15 @@ def of_classes(records: Sequence[Record], found: Sequence[Detections]) -> dict[s
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> Lines:
-    """F1 by way, mean over lessons."""
+    """F1 by way, mean over lessons; of calibrated scores, at one threshold for all."""
     chosen = [{name: from_dict(values) for name, values in row["held_out"].items()} for row in rows]
     body = []
     for part in ("train", "val"):
-        curves = [row["f1"][part] for row in rows]
-        for way, limits in WAYS.items():
-            cells = np.mean([f1_at(one, limits(classes)) for one, classes in zip(curves, chosen, strict=True)], axis=0)
-            body.append([part, way, *(f"{value:.1f}" for value in cells), f"{cells.mean():.1f}"])
-    return table(["pictures", "threshold", *CLASSES, "mean"], body)
+        for pcb, way in (*(("off", way) for way in WAYS), ("on", f"{USUAL:g} for all")):
+            pairs = zip(rows, chosen, strict=True)
+            cells = np.mean([f1_at(row["f1"][pcb][part], WAYS[way](classes)) for row, classes in pairs], axis=0)
+            body.append([part, pcb, way, *(f"{value:.1f}" for value in cells), f"{cells.mean():.1f}"])
+    return table(["pictures", "PCB", "threshold", *CLASSES, "mean"], body)
 
 
 def f1_at(curves: Mapping[str, Sequence[float]], limits: Mapping[str, float]) -> list[float]:

@@ -21,15 +21,11 @@ from benchmarks.tables import Lines, table
 from glmd_runtime import Detections, Detector
 from glmd_train.data.coco import Record, load_coco
 from glmd_train.evaluate import RECALL_SCORE, detect
-from glmd_train.lesson.thresholds import LOWEST, HeldOut, best_f1, choose, held_out
+from glmd_train.lesson.thresholds import LOWEST, USUAL, HeldOut, best_f1, choose, held_out
 
 DRAWS = 100
 Classes = Mapping[str, HeldOut]
 ByClass = dict[str, float]
-
-
-def fixed(classes: Classes) -> ByClass:
-    return dict.fromkeys(classes, RECALL_SCORE)
 
 
 def each(classes: Classes) -> ByClass:
@@ -41,12 +37,14 @@ def together(classes: Classes) -> ByClass:
 
 
 def chosen(classes: Classes) -> ByClass:
-    picks = choose(classes, dict.fromkeys(classes, ()), 0, 0, (RECALL_SCORE,) * len(classes))
+    picks = choose(classes, dict.fromkeys(classes, ()), 0, (RECALL_SCORE,) * len(classes))
     return {name: pick.threshold for name, pick in picks.items()}
 
 
 WAYS: dict[str, Callable[[Classes], ByClass]] = {
-    f"{RECALL_SCORE:g} for all": fixed, "each class's best F1": each,
+    f"{RECALL_SCORE:g} for all": lambda classes: dict.fromkeys(classes, RECALL_SCORE),
+    f"{USUAL:g} for all": lambda classes: dict.fromkeys(classes, USUAL),
+    "each class's best F1": each,
     "the best mean F1, for all": together, "between the two, as `glmd-train thresholds` does": chosen,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -257,13 +258,26 @@ def test_lessons_are_scored_at_the_thresholds_that_each_way_chooses() -> None:
     """Ten objects found at 0.94 and nothing else: where each way has its threshold, F1 is the threshold in percent."""
     held = {name: {"scores": [0.94] * 10, "hit": [1] * 10, "objects": 10} for name in lessons.CLASSES}
     curves = {name: [100 * threshold for threshold in lessons.GRID] for name in lessons.CLASSES}
-    body = lessons.lines([{"held_out": held, "f1": {"train": curves, "val": curves}}])[2:]
+    half = {name: [value / 2 for value in curve] for name, curve in curves.items()}
+    f1 = {"off": {"train": curves, "val": curves}, "on": {"train": half, "val": half}}
+    body = lessons.lines([{"held_out": held, "f1": f1}])[2:]
     means = [float(line.rsplit("|", 2)[1]) for line in body]
     own = (0.94 + lessons.LOWEST) / 2  # midway to the first that does not pass
     of_all = np.average([own, USUAL], weights=[60, MANY])
     one = np.average([own, np.average([own, USUAL], weights=[10, MANY])], weights=[10, MANY])
-    expected = [0.3, own, one, np.average([own, of_all], weights=[10, MANY])]
+    expected = [0.3, USUAL, own, one, np.average([own, of_all], weights=[10, MANY]), USUAL / 2]
     assert means == pytest.approx([100 * value for value in [*expected, *expected]], abs=0.6)
+
+
+def test_lessons_score_what_their_thresholds_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detection that has 0.905 without calibration, and 0.405 with it."""
+    scored = {False: 0.905, True: 0.405}
+    monkeypatch.setattr(lessons, "CLASSES", ("uav",))
+    monkeypatch.setattr(lessons, "torch_predict", lambda _, lowest, pcb: scored[pcb])
+    monkeypatch.setattr(lessons, "detect", lambda score, records: [flyers((0, score, 0)) for _ in records])
+    for pcb, score in scored.items():
+        curve = lessons.f1_of_parts(mock.Mock(), {"val": [labels("a", 0, 20)]}, pcb)["val"]["uav"]
+        assert [f1 > 0 for f1 in curve] == [threshold < score for threshold in lessons.GRID]
 
 
 def test_tiles_count_what_is_right_and_wrong() -> None:

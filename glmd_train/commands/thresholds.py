@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     one = commands.add_parser(
         "thresholds", help="choose each class's score threshold from validation pictures",
-        description="Choose each class's score threshold: the one with the best F1 in labelled pictures that the model "
-        "was not trained on; with --background at least such that it is quiet there. Weights stay as they are.",
+        description="Choose each class's score threshold in labelled pictures that the model was not trained on: where "
+        "F1 is best, as far as they have many objects, else near what is usual; with --background at least such that "
+        "it is quiet there. Weights stay as they are.",
         example="glmd-train thresholds --checkpoint model.safetensors --data val.json -o calibrated.safetensors",
     )
     add = one.add_argument
@@ -77,7 +78,7 @@ def _print(had: tuple[float, ...], chosen: Chosen, frames: int, title: str | Non
     from rich.console import Console
     from rich.table import Table
 
-    from glmd_train.lesson.thresholds import BEST_F1, FEW
+    from glmd_train.lesson.thresholds import MANY, USUAL
 
     console, rates = Console(highlight=False), ("found", "right", *(["alarms"] if frames else []))
     # Narrow, for all columns to have room on a terminal of 80.
@@ -89,10 +90,9 @@ def _print(had: tuple[float, ...], chosen: Chosen, frames: int, title: str | Non
         ))
     console.print(table)
     for name, choice in chosen.choices.items():
-        if not choice.why.startswith(BEST_F1):
-            console.print(f"{name}: {choice.why}", markup=False)
-    if (objects := sum(choice.rows.objects for choice in chosen.choices.values())) < FEW:
-        console.print(f"warning: thresholds of {objects} objects in all are a matter of chance; give {FEW} or more.")
+        console.print(f"{name}: {choice.why}", markup=False)
+    if (objects := sum(choice.rows.objects for choice in chosen.choices.values())) < MANY:
+        console.print(f"warning: {objects} objects in all say less than the usual {USUAL:g}; give {MANY} or more.")
 
 
 def _rates(rows: HeldOut, threshold: float) -> tuple[str, str]:

@@ -147,7 +147,7 @@ def test_few_objects_are_warned_of_and_both_states_are_shown(
     arguments = ["--ckpt", start, "--data", "few.json", "--background", "empty", "-o", tmp_path / "new.safetensors"]
     assert cli.main(["thresholds", *map(str, arguments)]) == 0
     said = capsys.readouterr().out
-    assert "with PCB" in said and said.count("thresholds of 2 objects in all are a matter of chance") == 2
+    assert "with PCB" in said and said.count("warning: 2 objects in all say less than the usual") == 2
     assert said.count("alarms") == 2 * 2 and "car: no false alarm in 1 frame, too few" in said
     after = load_checkpoint(tmp_path / "new.safetensors")
     assert after.provenance["thresholds"]["data"] == [f"{labels.parent.name}/few.json"]
