@@ -156,7 +156,7 @@ def teach(
     quiet = [torch_predict(checkpoint, LOWEST)(frame) for frame in frames]
     rows = _held_out(lesson, found)
     scores = {name: best_scores(quiet, i) for i, name in enumerate(lesson.class_names)}
-    usual = best_of_all(rows.values()) or DEFAULT_SCORE
+    usual = best_of_all(rows.values()) or DEFAULT_SCORE  # low, as scores are after one picture of each class
     picks = choose(rows, scores, false_alarms, (usual,) * len(rows))
     thresholds = tuple(pick.threshold for pick in picks.values())
     checkpoint = replace(checkpoint, postprocess=replace(checkpoint.postprocess, score_thresholds=thresholds))

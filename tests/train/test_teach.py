@@ -20,7 +20,7 @@ from glmd_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from glmd_train.cli import main
 from glmd_train.commands.teach import next_command
 from glmd_train.config import ModelConfig
-from glmd_train.lesson.thresholds import MANY
+from glmd_train.lesson.thresholds import MANY, USUAL
 from glmd_train.model.detector import build_model
 from glmd_train.teach import folds
 from tests.train.squares import draw_squares
@@ -123,6 +123,25 @@ def test_two_classes_of_few_objects_have_nearly_one_threshold(
     square, diamond = checkpoint.postprocess.score_thresholds
     assert (square, diamond) == tuple(row["threshold"] for row in rows.values())
     assert abs(square - diamond) <= 4 / (4 + MANY)  # as far as each may lean to its own best F1
+
+
+def test_a_class_of_one_picture_gets_the_threshold_of_the_others(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call_one_a_diamond(content: dict[str, Any]) -> None:
+        content["categories"].append({"id": 2, "name": "diamond"})
+        content["annotations"][0]["category_id"] = 2
+
+    relabelled(tmp_path / "pictures" / "labels.json", call_one_a_diamond)
+    assert teach("--json", "--iterations", 20) == 0
+    rows = json.loads(capsys.readouterr().out)["classes"]
+    square, diamond = rows["square"], rows["diamond"]
+    assert (square["held_out_objects"], diamond["held_out_objects"]) == (7, 0)
+    assert diamond["held_out_recall"] is diamond["held_out_precision"] is None
+    assert diamond["chosen"].startswith("no object in held-out pictures")
+    # One of both classes is where all squares are best, and the other leans from there to their own, which is the same.
+    assert 0 < abs(diamond["threshold"] - USUAL) <= 7 / (7 + MANY)
+    assert abs(square["threshold"] - diamond["threshold"]) <= 7 / (7 + MANY)
 
 
 def test_a_quick_look_takes_as_many_iterations_as_it_is_given(
