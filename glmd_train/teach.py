@@ -178,7 +178,7 @@ def _quiet_with_pcb(
     assert checkpoint.pcb
     calibration = checkpoint.pcb.calibration
     own = calibration.spec.postprocess(checkpoint.postprocess).score_thresholds
-    limits = tuple(
+    limits = own if not found else tuple(
         max(threshold, upwards(quiet_threshold(best_scores(found, i), false_alarms)))
         for i, threshold in enumerate(own)
     )

@@ -78,7 +78,7 @@ def as_text(values: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
         "# What was taught", "",
-        "| class | boxes | score threshold | held-out recall | held-out precision | false alarms per 1000 frames |",
+        "| class | boxes | score threshold | held-out recall | held-out precision | frames of 1000 with an alarm |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     boxes = values["pictures"]["boxes"]
@@ -100,8 +100,8 @@ def as_text(values: dict[str, Any]) -> str:
 _WHAT_HELD_OUT_MEANS = (
     "Held out: half of the pictures at a time, scored by a model that was trained on the other half (held_out.jpg "
     "shows them: green what was labelled, other colours what was found). The model in the file was trained on all. "
-    "Few pictures hardly move the thresholds, which are near what is usual for models of all; those of half of the "
-    "pictures score lower, so that yours may find more than the recall says. "
+    "As far as the thresholds follow these very pictures that flatters recall and precision; but models of half of the "
+    "pictures score lower, so that yours may find more. "
     "Ten pictures say little of the next thousand, and pictures of one place nothing of another."
 )
 
@@ -110,9 +110,9 @@ def _background(row: dict[str, int]) -> list[str]:
     if not row["counted_in"]:
         return ["No pictures without objects were given (--background), so false alarms were not measured."]
     return [
-        f"False alarms: in {row['counted_in']} pictures without objects that were not trained on, each counted once, "
-        "with 95% intervals. Thresholds were raised on the same pictures: of as many new ones expect one more with "
-        "a false alarm."
+        f"Alarms: in {row['counted_in']} pictures without objects that were not trained on, each counted once however "
+        "many boxes it has, with 95% intervals. Where a threshold was raised it was on these pictures: of as many new "
+        "ones expect one more."
     ]
 
 

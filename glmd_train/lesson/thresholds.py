@@ -152,13 +152,13 @@ def _choice(rows: HeldOut, common: float | None, usual: float) -> Choice:
         return Choice(usual, f"{missing} in held-out pictures: {usual:.4g}", rows)
     if best is None:
         return Choice(common, "not found in held-out pictures: as all classes together", rows)
-    why = f"best F1 in held-out pictures at {best:.2f}: {rows.objects} parts of it, {MANY} of the usual {common:.2f}"
+    why = f"best F1 in held-out pictures at {best:.2f}: {rows.objects} parts of it, {MANY} of all classes' {common:.2f}"
     return Choice(_leaning(best, rows.objects, common), why, rows)
 
 
 def _quiet_enough(choice: Choice, quiet: Sequence[float], false_alarms: float) -> Choice:
     calm, frames = quiet_threshold(quiet, false_alarms), len(quiet)
-    if calm <= choice.threshold:
+    if not quiet or calm <= choice.threshold:
         return choice
     shown = frames >= frames_to_show(false_alarms)
     why = f"at most {false_alarms:g} of 1000 frames with a false alarm" if shown else (

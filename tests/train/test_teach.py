@@ -22,6 +22,7 @@ from glmd_train.cli import main
 from glmd_train.commands.teach import next_command
 from glmd_train.config import ModelConfig
 from glmd_train.data.coco import Record
+from glmd_train.lesson.report import as_text
 from glmd_train.lesson.thresholds import LOWEST, MANY, USUAL
 from glmd_train.model.detector import build_model
 from glmd_train.teach import folds
@@ -92,7 +93,7 @@ def test_one_file_and_a_report(teach: Callable[..., int], tmp_path: Path, capsys
     logs = {p.name for p in (tmp_path / "model.report").iterdir()}
     assert logs >= {"report.json", "report.md", "held_out.jpg", "all.jsonl", "without_1.jsonl", "without_2.jsonl"}
     report = (tmp_path / "model.report" / "report.md").read_text()
-    assert "| square | 8 |" in report and "| 0 (0 to 562) |" in report
+    assert "| square | 8 |" in report and "| 0 (0 to 562) |" in report  # the same with PCB
 
 
 def test_a_dry_run_judges_and_writes_nothing(
@@ -158,6 +159,32 @@ def test_a_class_of_one_picture_gets_the_threshold_of_the_others(
     assert diamond["chosen"].startswith("no object in held-out pictures")
     assert diamond["threshold"] == pytest.approx(leaning(all_found, 7, USUAL), abs=1e-4)
     assert square["threshold"] == pytest.approx(leaning(all_found, 7, diamond["threshold"]), abs=1e-4)
+
+
+def test_a_frame_with_several_boxes_is_one_alarm(
+    teach: Callable[..., int], all_found: float, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    three = Detections(np.float32([[8, 8, 24, 24]] * 3), np.full(3, 0.99, np.float32), np.zeros(3, np.int64), ("a",))
+    monkeypatch.setattr("glmd_train.teach.torch_predict", lambda *_: lambda _: three)
+    quiet = tmp_path / "quiet"
+    quiet.mkdir()
+    for i in range(6):
+        cv2.imwrite(str(quiet / f"{i}.png"), np.full((64, 80), 7600 + i, np.uint16))
+    assert teach("--background", quiet, "--json", "--iterations", 2, "--false-alarms", 1000) == 0
+    alarms = json.loads(capsys.readouterr().out)["classes"]["square"]["false_alarms"]
+    assert alarms["frames"] == 3 and alarms["per_1000"]["value"] == alarms["per_1000"]["high"] == 1000
+
+
+def test_a_report_has_rates_with_intervals_and_says_where_nothing_was_found() -> None:
+    off, on = ({"frames": n, "per_1000": {"value": 10.0 * n, "low": 4.0 * n, "high": 25.0 * n}} for n in (1, 3))
+    fox = {"threshold": 0.64, "chosen": "why", "held_out_objects": 10, "held_out_recall": 0.0,
+           "held_out_precision": None, "false_alarms": off, "false_alarms_with_pcb": on}
+    owl = {**fox, "held_out_objects": 0, "held_out_recall": None, "false_alarms_with_pcb": off}
+    said = as_text({"classes": {"fox": fox, "owl": owl}, "pictures": {"boxes": {"fox": 10, "owl": 1}},
+                    "background": {"counted_in": 100}, "findings": []})
+    assert "| fox | 10 | 0.64 (why) | 0% | nothing found | 10 (4 to 25); with PCB 30 (12 to 75) |" in said
+    assert "| owl | 1 | 0.64 (why) | not measured | not measured | 10 (4 to 25) |" in said
 
 
 def test_a_quick_look_takes_as_many_iterations_as_it_is_given(
