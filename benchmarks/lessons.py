@@ -6,7 +6,7 @@
 Ten boxes of each novel class of thermal-fs are drawn (strict) and taught together, as `glmd-train teach` does it; the
 ways choose from the pictures that the lesson held out. Tested on the val lists, and on those train pictures whose clip
 or scene was not drawn from, every class in every picture. A seed that is in results/lessons.json is not
-taught again: what the ways choose from is there, and F1 at every threshold. Almost an hour of one core each.
+taught again: what the ways choose from is there, and F1 at every threshold.
 """
 
 from __future__ import annotations
