@@ -304,6 +304,7 @@ PLANTED: dict[bytes, Callable[[], object]] = {
     b"memory": lambda: bytearray(1 << 40),
     b"crash": lambda: ctypes.string_at(8),
     b"loop": lambda: sum(1 for _ in iter(int, 1)),
+    b"litter": lambda: Path("../litter").touch(),
 }
 
 
