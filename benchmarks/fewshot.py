@@ -119,7 +119,7 @@ def run(key: Key, data: Path) -> dict[str, Any]:
         rows["all"] = values(records, chosen)
         rows["val"] = values(*(list(compress(column, is_val)) for column in (records, chosen)))
     return {
-        **vars(key), "recipe": method.recipe, "base": base.stem, "pictures": len(records), "seconds": round(seconds),
+        **vars(key), "recipe": method.recipe, "base": method.base, "pictures": len(records), "seconds": round(seconds),
         "pcb_off": scores["off"], "pcb_on": scores["on"],
         "precision": config.precision, **conditions("python -m benchmarks.fewshot"),
     }

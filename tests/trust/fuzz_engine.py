@@ -31,6 +31,7 @@ UNFIT = 78  # exit code: an error of a mutation, on which libFuzzer would wait f
 SECONDS, WAITING = 20, 600  # of computing, and in all, that one input may take
 MEMORY = 3 << 30  # bytes of address space beyond what the imports and the seeds took
 LARGEST = 1 << 18  # bytes of an input
+OWN = {"work", "corpus", "diary", "log"}  # in the folder of a process; a target has `work`, and runs in it
 SEED = 20260101
 
 
@@ -145,6 +146,7 @@ def guided(atheris: Any, execute: Callable[[bytes], None], target: Any, folder: 
 
     arguments = [f"-runs={runs}", f"-seed={SEED}", f"-max_len={LARGEST}", "-len_control=0", "-mutate_depth=2"]
     arguments += [f"-timeout={WAITING}", "-rss_limit_mb=0", "-malloc_limit_mb=0", f"-artifact_prefix={folder}/"]
+    arguments.append(f"-report_slow_units={WAITING}")  # their files would be taken for the target's
     atheris.Setup([sys.argv[0], *arguments, str(corpus)], execute, custom_mutator=mutated)
     atheris.Fuzz()
 
