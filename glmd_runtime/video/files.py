@@ -115,6 +115,8 @@ def read_picture(path: Path, page: int = 0) -> NDArray[Any]:
         picture = _decoded(path, page)
     if picture is None:
         raise SourceError(f"{path} cannot be read as a picture. Is it damaged, or named like one by mistake?")
+    if _is_cut_jpeg(path.read_bytes()):
+        raise SourceError(f"{path} ends before its picture does, whose rest would be grey. Copy it again.")
     if picture.ndim == 3 and picture.shape[2] == 4:
         picture = picture[:, :, :3]
     if picture.dtype == np.uint8 or (picture.dtype == np.uint16 and picture.ndim == 2):
@@ -129,6 +131,20 @@ def _decoded(path: Path, page: int) -> NDArray[Any] | None:
     if page:
         return next(iter(cv2.imreadmulti(_name(path), start=page, count=1, flags=cv2.IMREAD_UNCHANGED)[1]), None)
     return cv2.imread(_name(path), cv2.IMREAD_UNCHANGED)
+
+
+def _is_cut_jpeg(content: bytes) -> bool:
+    """Whether a JPEG's end marker is missing, which OpenCV only warns of; other formats it refuses itself when cut.
+
+    Segments are passed over by their lengths, as a thumbnail in one has an end marker of its own (ITU T.81, annex B).
+    """
+    if not content.startswith(b"\xff\xd8"):
+        return False
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
+        fill = content[place + 1 : place + 2] == b"\xff"
+        place += 1 if fill else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return content.find(b"\xff\xd9", place) < 0
 
 
 def _name(path: Path) -> str:

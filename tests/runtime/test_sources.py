@@ -175,6 +175,29 @@ def test_a_header_that_claims_more_pixels_than_there_can_be(name: str, side: int
         open_source(claiming(tmp_path / name, side))
 
 
+def jpeg_of_a_camera() -> bytes:
+    """With a thumbnail, fill bytes before a marker, and raw counts behind the picture that look like a start of one."""
+    pictures = [np.resize(COUNTS, (side, side)).astype(np.uint8) for side in (8, 64)]
+    thumbnail, picture = (cv2.imencode(".jpg", one)[1].tobytes() for one in pictures)
+    segment = b"\xff\xff\xff\xe1" + (2 + len(thumbnail)).to_bytes(2, "big") + thumbnail
+    return picture[:2] + segment + picture[2:] + b"\xff\xda raw counts"
+
+
+def test_a_whole_jpeg_is_read_with_a_thumbnail_and_counts_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg_of_a_camera())
+    assert read_picture(tmp_path / "a.jpg").shape == (64, 64)
+
+
+@pytest.mark.parametrize("kept", [0.6, 0.8, 0.95])
+def test_a_jpeg_that_was_cut(kept: float, tmp_path: Path) -> None:
+    content = jpeg_of_a_camera()
+    start, end = content.rfind(b"\xff\xda", 0, -20), content.rfind(b"\xff\xd9")
+    (tmp_path / "a.jpg").write_bytes(content[: start + int(kept * (end - start))])
+    assert cv2.imread(str(tmp_path / "a.jpg")) is not None, "OpenCV refuses it itself"
+    with pytest.raises(SourceError, match=r"a\.jpg ends before its picture does.*Copy it again"):
+        read_picture(tmp_path / "a.jpg")
+
+
 def test_pipes_among_pictures_are_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenCV would wait for somebody to write into one; a link that leads nowhere is said."""
     opened, read = [], cv2.imread
