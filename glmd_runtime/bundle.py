@@ -25,7 +25,6 @@ its size and its hash held; what the hashes prove, and what they do not, is told
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -38,7 +37,7 @@ from glmd_runtime.enroll import Enrolment, read_enrolment
 from glmd_runtime.errors import BundleError, UsageError
 from glmd_runtime.files.documents import parse_json
 from glmd_runtime.files.plain import blocks_of, plain_files, sha256_of
-from glmd_runtime.files.scratch import put_in_place, scratch_folder, writing
+from glmd_runtime.files.scratch import check_place, put_in_place, scratch_folder, writing
 from glmd_runtime.manifest import EXPORT_AGAIN, MANIFEST, Manifest, migrated
 from glmd_runtime.reference import Reference
 
@@ -193,10 +192,7 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
         raise UsageError(f"{path} exists already. Choose another path, or replace it with --overwrite.")
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(f"{path} is no bundle and will not be replaced by one. Choose another path.")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        why = "cannot be written to" if folder.is_dir() else "is a file"
-        raise UsageError(f"A bundle needs a folder that can be written to; {folder} {why}. Choose another path.")
+    check_place(path)
 
 
 def _read_manifest(path: Path, sizes: Mapping[str, int]) -> bytes:

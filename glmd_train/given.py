@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glmd_runtime.errors import CheckpointError, DatasetError, UsageError
 from glmd_runtime.files.documents import read_bytes
+from glmd_runtime.files.scratch import check_place
 from glmd_runtime.video.sources import PICTURE_SUFFIXES
 from glmd_train.config import load_network_config
 from glmd_train.data.coco import expand, parse_coco, read_coco
@@ -52,6 +53,7 @@ def check_new_file(checkpoint: Path, output: Path) -> None:
         raise UsageError(f"-o must end in .safetensors; got {output}.")
     if output.exists():
         raise UsageError(f"{output} exists already. Choose another path, or remove it.")
+    check_place(output)
 
 
 def check_background(folder: Path | None, false_alarms: float | None) -> list[Path]:

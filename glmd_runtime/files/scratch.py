@@ -91,6 +91,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
 
 
+def check_place(path: Path) -> None:
+    """Whether there can be an output at `path`, worth asking before long work. Raises: UsageError."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        why = "cannot be written to" if folder.is_dir() else "is a file"
+        raise UsageError(f"An output needs a folder that can be written to; {folder} {why}. Choose another path.")
+
+
 @contextmanager
 def work_folder(name: str) -> Iterator[Path]:
     """A folder for what is on the way, where the system has room for that. Raises: OutputError when there is none."""

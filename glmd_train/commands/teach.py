@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import DatasetError, UsageError
+from glmd_runtime.files.scratch import check_place
 from glmd_train.commands.common import add_background, allowed_alarms
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 
 def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:
-    """The file and the folder to write. Raises: UsageError if there is none, or something there already."""
+    """The file and the folder to write. Raises: UsageError if there is none, no place, or something there."""
     if options.output is None and not options.dry_run:
         raise UsageError("-o NAME is needed: it writes NAME.safetensors and NAME.report. Or use --dry-run.")
     name = options.output or Path("dry_run")
@@ -94,6 +95,8 @@ def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:
     done = (output, folder / "report.json")  # a folder without is of a lesson that was stopped
     if not options.dry_run and (there := [str(path) for path in done if path.exists()]):
         raise UsageError(f"{' and '.join(there)} exists already. Choose another -o, or remove it.")
+    if options.output:
+        check_place(output)
     return output, folder
 
 

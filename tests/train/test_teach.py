@@ -264,6 +264,15 @@ def test_what_is_there_is_not_overwritten(
     assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(
+    teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    assert teach("-o", tmp_path / "notes" / "model", "--annotations", tmp_path / "nowhere", *more) == 2
+    assert "notes is a file. Choose another path" in capsys.readouterr().err
+
+
 def test_the_report_of_a_stopped_lesson_is_in_nobodys_way(teach: Callable[..., int], tmp_path: Path) -> None:
     (tmp_path / "model.report").mkdir()
     (tmp_path / "model.report" / "without_1.jsonl").write_text("{}\n")
