@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clips, lessons, thresholds, tiles
+from benchmarks import clips, lessons, teach, thresholds, tiles
 from benchmarks.aims import Results, load_results, spread
 from benchmarks.common import RESULTS, write_tables
 from benchmarks.fewshot_report import OURS, Runs, ap_of, difference, of, said, signed
@@ -36,7 +36,7 @@ def tables() -> dict[Path, dict[str, Lines]]:
     return {
         README: {"speed": speed(results), "accuracy": accuracy(results, sets), "fewshot": fewshot(read_runs())},
         CARD: {"by_threshold": by_threshold(sets)},
-        FEW_SHOT: {"tiles": tiles.lines(of_shipped("tiles")["sets"])},
+        FEW_SHOT: {"teach": teach.lines(teach.runs()), "tiles": tiles.lines(of_shipped("tiles")["sets"])},
         EVALUATION: {
             "thresholds": thresholds.lines(of_shipped("thresholds")["f1"]), "lessons": lessons.lines(lessons.runs()),
         },

@@ -1,6 +1,6 @@
 """Ten pictures of one class, taught, exported and scored with the commands that a user has, for several draws.
 
-    python -m benchmarks.teach --set cheetah --classes cheetah --seeds 200 201 202
+    python -m benchmarks.teach --set cheetah --classes cheetah --seeds 200 201 202  # then: python -m benchmarks.readme
 
 Pictures are drawn from the set's train list by the strict protocol; the bundle is scored on its val list. A draw that
 is in results/teach.json is not made again. Bundles stay in --out, to be looked at.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, conditions, write
+from benchmarks.tables import Lines, table
 from glmd_train.data.fewshot import write_splits
 
 KEY = ("set", "classes", "shots", "seed")
@@ -47,6 +48,21 @@ def runs() -> list[dict[str, Any]]:
 
 def made(key: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in runs() if all(row[name] == key[name] for name in KEY)]
+
+
+def lines(lessons: Sequence[dict[str, Any]]) -> Lines:
+    """A row for each lesson, in percent, means over what was taught."""
+    header = ["class", "seed", "AP", "AP50", "recall at score 0.3", "threshold of the lesson", "minutes", "commit"]
+    return table(header, [_cells(one, one["report"], one["scores"]) for one in lessons])
+
+
+def _cells(one: dict[str, Any], report: dict[str, Any], scores: dict[str, Any]) -> list[str]:
+    ap, ap50, recall = (f"{100 * scores['mean'][key]:.1f}" for key in ("ap", "ap50", "recall"))
+    low, high = (f"{100 * value:.1f}" for value in scores["groups"]["all"]["ap50_interval"])
+    thresholds = ", ".join(f"{report['classes'][name]['threshold']:.2f}" for name in one["classes"])
+    minutes = f"{report['seconds'] / 60:.0f}"
+    names = ", ".join(one["classes"])
+    return [names, str(one["seed"]), ap, f"{ap50} ({low} to {high})", recall, thresholds, minutes, one["commit"]]
 
 
 def lesson(given: argparse.Namespace, seed: int) -> dict[str, Any]:
