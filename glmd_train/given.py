@@ -51,9 +51,9 @@ def check_new_file(checkpoint: Path, output: Path) -> None:
         raise UsageError(f"--checkpoint expects a .safetensors file of glmd-train; got {checkpoint}.")
     if output.suffix != ".safetensors":
         raise UsageError(f"-o must end in .safetensors; got {output}.")
+    check_place(output)
     if output.exists():
         raise UsageError(f"{output} exists already. Choose another path, or remove it.")
-    check_place(output)
 
 
 def check_background(folder: Path | None, false_alarms: float | None) -> list[Path]:

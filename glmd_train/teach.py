@@ -55,6 +55,7 @@ class Lesson:
     content      COCO's, of these classes' pictures; file names start at `pictures`
     background   pictures without an object, the first half to train on, the others to count false alarms in
     findings     what was noticed of the pictures, no errors
+    sources      labels and background as a checkpoint's provenance names what it was trained on, folder and file
     """
 
     base: Path
@@ -64,6 +65,7 @@ class Lesson:
     records: list[Record]
     background: tuple[Path, ...]
     findings: tuple[Finding, ...]
+    sources: tuple[str, ...]
 
 
 def read_lesson(
@@ -82,7 +84,9 @@ def read_lesson(
         records = load_coco(_write(scratch / "labels.json", content, pictures), names)
     frames = tuple(background_pictures(background)) if background else ()
     findings = judge(records, names, checkpoint.config, checkpoint.preprocess, background=frames)
-    return Lesson(base, names, content, pictures, records, frames, tuple(findings))
+    paths = [path.absolute() for path in (annotations, background) if path]
+    sources = tuple(f"{path.parent.name}/{path.name}" for path in paths)
+    return Lesson(base, names, content, pictures, records, frames, tuple(findings), sources)
 
 
 def _classes(
@@ -151,6 +155,8 @@ def teach(
                 found[i] = one
         step(f"train on all {len(lesson.records)} pictures")
         checkpoint = school.train("all", list(range(len(lesson.records))))
+    # It names files of the lesson's own, of which none is left.
+    checkpoint = replace(checkpoint, provenance={**checkpoint.provenance, "train": [*lesson.sources]})
     step("choose thresholds and add prototypes")
     frames = [read_picture(path) for path in quiet_frames(lesson.background)]
     quiet = [torch_predict(checkpoint, LOWEST)(frame) for frame in frames]

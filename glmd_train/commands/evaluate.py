@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmd_runtime.commands.command import loading_libraries
 from glmd_runtime.errors import UsageError
+from glmd_runtime.files.scratch import check_place
 from glmd_train.commands.common import counting, on_device
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def _check(options: argparse.Namespace) -> None:
         new_figure()  # an error now if there is no matplotlib
         if options.out.exists() and not options.out.is_dir():
             raise UsageError(f"--out expects a folder; {options.out} is a file.")
+        check_place(options.out)
 
 
 def _check_paths(options: argparse.Namespace) -> None:

@@ -89,14 +89,16 @@ def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:
     """The file and the folder to write. Raises: UsageError if there is none, no place, or something there."""
     if options.output is None and not options.dry_run:
         raise UsageError("-o NAME is needed: it writes NAME.safetensors and NAME.report. Or use --dry-run.")
+    if options.output and not options.output.name:
+        raise UsageError(f"-o NAME must end in a name for the files; got {options.output}.")
     name = options.output or Path("dry_run")
     name = name.with_suffix("") if name.suffix == ".safetensors" else name
     output, folder = name.with_name(f"{name.name}.safetensors"), name.with_name(f"{name.name}.report")
     done = (output, folder / "report.json")  # a folder without is of a lesson that was stopped
-    if not options.dry_run and (there := [str(path) for path in done if path.exists()]):
+    for path in done if options.output else ():
+        check_place(path)
+    if options.output and (there := [str(path) for path in done if path.exists()]):
         raise UsageError(f"{' and '.join(there)} exists already. Choose another -o, or remove it.")
-    if options.output:
-        check_place(output)
     return output, folder
 
 

@@ -351,7 +351,7 @@ def test_a_target_can_be_checked_before_the_work(tmp_path: Path, monkeypatch: py
     with pytest.raises(BundleError, match="is no bundle"):
         check_target(tmp_path, overwrite=True)
     (tmp_path / "notes").write_text("mine")
-    with pytest.raises(UsageError, match="notes is a file"):
+    with pytest.raises(UsageError, match="notes is no folder"):
         check_target(tmp_path / "notes" / "new.glmd")
     monkeypatch.setattr("os.access", lambda *_: False)  # for root, every folder is writable
     with pytest.raises(UsageError, match="cannot be written to"):

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from glmd_runtime.errors import OutputError, UsageError
 from glmd_runtime.files import scratch
-from glmd_runtime.files.scratch import put_in_place, scratch_folder, whole_file, work_folder, writing
+from glmd_runtime.files.scratch import check_place, put_in_place, scratch_folder, whole_file, work_folder, writing
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +106,19 @@ def test_a_full_disk_is_one_error_that_names_the_file_and_anything_else_passes(t
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError), writing(path):
         (tmp_path / "absent").read_bytes()
+
+
+def test_whether_there_is_a_place_can_be_asked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_place(tmp_path / "not" / "yet" / "a.json")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "lost").symlink_to(tmp_path / "gone")
+    for taken in ("notes", "lost"):
+        with pytest.raises(UsageError, match=f"{taken} is no folder"):
+            check_place(tmp_path / taken / "new" / "a.json")
+    monkeypatch.setattr("os.access", lambda *_: False)  # for root, every folder is writable
+    with pytest.raises(UsageError, match="cannot be written to"):
+        check_place(tmp_path / "a.json")
 
 
 def test_a_disk_without_room_for_a_folder_is_full_and_no_wrong_path(

@@ -169,6 +169,8 @@ def test_command(checkpoint: Checkpoint, labels: Path, tmp_path: Path, capsys: p
         assert torch.equal(value, after.model.state_dict()[key])
     assert cli.main([*map(str, [*arguments, "-o", output])]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert cli.main([*map(str, [*arguments, "-o", labels / "c.safetensors"])]) == 2
+    assert "val.json is no folder" in capsys.readouterr().err
     other = ["-o", tmp_path / "c.safetensors", "--false-alarms", "-1"]
     assert cli.main([*map(str, [*arguments, *other])]) == 2
     assert "--false-alarms must be 0 or more" in capsys.readouterr().err

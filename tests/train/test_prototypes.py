@@ -303,6 +303,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert torch.equal(value, after.model.state_dict()[key])
     assert cli.main(["prototypes", *map(str, arguments)]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert cli.main(["prototypes", *map(str, arguments[:-1]), str(start / "b.safetensors")]) == 2
+    assert f"{start.name} is no folder" in capsys.readouterr().err
     nothing = ["--support", str(tmp_path / "none*.json"), "-o", str(tmp_path / "c.safetensors")]
     assert cli.main(["prototypes", "--checkpoint", str(start), *nothing]) == 1
     assert "No file matches" in capsys.readouterr().err and not (tmp_path / "c.safetensors").exists()

@@ -90,10 +90,19 @@ def test_one_file_and_a_report(teach: Callable[..., int], tmp_path: Path, capsys
     of_1000 = row["false_alarms"]["per_1000"]
     assert (of_1000["value"], of_1000["low"]) == (0, 0) and 500 < of_1000["high"] < 650
     assert checkpoint.provenance["taught"]["classes"] == values["classes"]
+    assert checkpoint.provenance["train"] == ["pictures/labels.json", f"{tmp_path.name}/quiet"]
     logs = {p.name for p in (tmp_path / "model.report").iterdir()}
     assert logs >= {"report.json", "report.md", "held_out.jpg", "all.jsonl", "without_1.jsonl", "without_2.jsonl"}
     report = (tmp_path / "model.report" / "report.md").read_text()
     assert "| square | 8 |" in report and "| 0 (0 to 562) |" in report  # the same with PCB
+
+
+def test_a_lesson_repeats_byte_for_byte(teach: Callable[..., int], tmp_path: Path) -> None:
+    contents = []
+    for seed, name in ((3, "a"), (3, "b"), (4, "c")):
+        assert teach("--iterations", 2, "--seed", seed, output=name) == 0
+        contents.append((tmp_path / f"{name}.safetensors").read_bytes())
+    assert contents[0] == contents[1] != contents[2]
 
 
 def test_a_dry_run_judges_and_writes_nothing(
@@ -269,8 +278,12 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(
     teach: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
     (tmp_path / "notes").write_text("mine")
-    assert teach("-o", tmp_path / "notes" / "model", "--annotations", tmp_path / "nowhere", *more) == 2
-    assert "notes is a file. Choose another path" in capsys.readouterr().err
+    (tmp_path / "other.report").write_text("mine")
+    for name, wrong in {"notes/model": "notes is no folder", "other": "other.report is no folder"}.items():
+        assert teach("-o", tmp_path / name, "--annotations", tmp_path / "nowhere", *more) == 2
+        assert f"{wrong}. Choose another path" in capsys.readouterr().err
+    assert teach("-o", "/", *more) == 2
+    assert "must end in a name" in capsys.readouterr().err
 
 
 def test_the_report_of_a_stopped_lesson_is_in_nobodys_way(teach: Callable[..., int], tmp_path: Path) -> None:
