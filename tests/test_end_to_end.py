@@ -15,7 +15,6 @@ import pytest
 
 from glmd_runtime import Detector, backends, boxes
 from glmd_runtime.bundle import open_bundle
-from glmd_runtime.detections import Detections
 from glmd_runtime.verify import verify_bundle
 from glmd_runtime.video.frame import Frame
 from glmd_runtime.video.simulator import parse_sim_uri, simulate
@@ -27,6 +26,11 @@ SCENE = "sim://ground?seed=20261123&frames=20&fps=5"  # no training saw a simula
 # One scene's 20 frames are about one sample: a cyclist who is called a person is wrong in all of them, and precision is
 # 0.3 in one scene and 1.0 in another. So it is asked of many, two frames five seconds apart of each.
 SCENES = [f"sim://ground?seed={seed}&frames=2&fps=0.2" for seed in range(20261123, 20261203)]
+# Score threshold, None for the model's own -> class -> recall and precision at least. Measured with OpenVINO in INT8:
+# persons 0.52 and 0.72, cars 0.72 and 0.83; at 0.3 persons 0.77 and 0.58, cars 0.83 and 0.64.
+LEAST: dict[float | None, dict[str, tuple[float, float]]] = {
+    None: {"person": (0.45, 0.7), "car": (0.65, 0.8)}, 0.3: {"person": (0.7, 0.5), "car": (0.75, 0.6)},
+}
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
@@ -74,19 +78,19 @@ def recall(found: list[np.ndarray], truth: list[np.ndarray], iou: float) -> floa
     return float(np.concatenate(hits).mean())
 
 
-def of_class(row: dict, *names: str) -> np.ndarray:
-    return np.asarray([d["xyxy"] for d in row["detections"] if d["name"] in names], np.float32).reshape(-1, 4)
+def of_class(detections: list[dict], *names: str) -> np.ndarray:
+    return np.asarray([d["xyxy"] for d in detections if d["name"] in names], np.float32).reshape(-1, 4)
 
 
-def people_and_cars(found: Detections) -> np.ndarray:
-    return found[[name in ("person", "car") for name in found.names]].xyxy
+def truth_of_class(frame: Frame, *names: str) -> np.ndarray:
+    return frame.truth[[name in names for name in frame.truth.names]].xyxy
 
 
 def test_people_and_cars_of_a_simulated_scene_are_found(simulated: Path) -> None:
     rows = [json.loads(line) for line in (simulated / "found.jsonl").read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(range(20))
-    wanted = [people_and_cars(frame.truth) for frame in simulate(parse_sim_uri(SCENE))]
-    assert recall([of_class(row, "person", "car") for row in rows], wanted, 0.3) > 0.4
+    wanted = [truth_of_class(frame, "person", "car") for frame in simulate(parse_sim_uri(SCENE))]
+    assert recall([of_class(row["detections"], "person", "car") for row in rows], wanted, 0.3) > 0.4
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +98,16 @@ def scenes() -> list[Frame]:
     return [frame for uri in SCENES for frame in simulate(parse_sim_uri(uri))]
 
 
-@pytest.mark.parametrize(("score", "least_recall", "least_precision"), [(None, 0.5, 0.7), (0.3, 0.7, 0.5)])
-def test_people_and_cars_of_many_scenes_are_found(
-    scenes: list[Frame], score: float | None, least_recall: float, least_precision: float
-) -> None:
+@pytest.mark.parametrize("score", LEAST)
+def test_people_and_cars_of_many_scenes_are_found(scenes: list[Frame], score: float | None) -> None:
     """At the model's own thresholds, which give up some of recall for fewer wrong boxes, and at a lower one."""
     with Detector(BUNDLE, score_threshold=score) as detector:
-        found = [people_and_cars(detector.run(frame.image)) for frame in scenes]
-    wanted = [people_and_cars(frame.truth) for frame in scenes]
-    assert recall(found, wanted, 0.3) > least_recall
-    assert recall(wanted, found, 0.3) > least_precision  # the part of what was found that a true box overlaps
+        answers = [detector.run(frame.image).to_dict() for frame in scenes]
+    for name, (least_recall, least_precision) in LEAST[score].items():
+        found = [of_class(detections, name) for detections in answers]
+        wanted = [truth_of_class(frame, name) for frame in scenes]
+        assert recall(found, wanted, 0.3) > least_recall, name
+        assert recall(wanted, found, 0.3) > least_precision, name  # what was found, by true boxes
 
 
 def test_the_video_is_what_another_program_reads(simulated: Path) -> None:
@@ -119,8 +123,9 @@ def test_drones_on_a_real_clip_are_found(data: Path, tmp_path: Path) -> None:
     clip = clips["IR_DRONE_111"]
     rows = run(str(data / "air" / clip["file_name"]), tmp_path)
     assert len(rows) == len(clip["boxes_xywh"])
+    flyers = "uav", "helicopter", "airplane", "bird"
     found, truth = zip(*[
-        (of_class(row, "uav", "helicopter", "airplane", "bird"), boxes.xywh_to_xyxy(np.asarray([xywh], np.float32)))
+        (of_class(row["detections"], *flyers), boxes.xywh_to_xyxy(np.asarray([xywh], np.float32)))
         for row, xywh in zip(rows, clip["boxes_xywh"], strict=True) if xywh
     ], strict=True)
     assert recall(list(found), list(truth), 0.3) > 0.5
