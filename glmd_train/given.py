@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def check_new_file(checkpoint: Path, output: Path) -> None:
     if output.suffix != ".safetensors":
         raise UsageError(f"-o must end in .safetensors; got {output}.")
     check_place(output)
-    if output.exists():
+    if os.path.exists(output):
         raise UsageError(f"{output} exists already. Choose another path, or remove it.")
 
 

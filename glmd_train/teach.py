@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ class Lesson:
     content      COCO's, of these classes' pictures; file names start at `pictures`
     background   pictures without an object, the first half to train on, the others to count false alarms in
     findings     what was noticed of the pictures, no errors
-    sources      labels and background as a checkpoint's provenance names what it was trained on, folder and file
+    sources      folder and name of the labels, and of the background where some of it is trained on
     """
 
     base: Path
@@ -84,9 +85,14 @@ def read_lesson(
         records = load_coco(_write(scratch / "labels.json", content, pictures), names)
     frames = tuple(background_pictures(background)) if background else ()
     findings = judge(records, names, checkpoint.config, checkpoint.preprocess, background=frames)
-    paths = [path.absolute() for path in (annotations, background) if path]
-    sources = tuple(f"{path.parent.name}/{path.name}" for path in paths)
+    sources = tuple(map(_source, (annotations, *([background] if background and len(frames) > 1 else []))))
     return Lesson(base, names, content, pictures, records, frames, tuple(findings), sources)
+
+
+def _source(path: Path) -> str:
+    """The folder and the name of a path, however it was spelled: one lesson is one file."""
+    whole = Path(os.path.abspath(path))
+    return f"{whole.parent.name}/{whole.name}"
 
 
 def _classes(

@@ -107,7 +107,7 @@ def test_people_and_cars_of_many_scenes_are_found(scenes: list[Frame], score: fl
         found = [of_class(detections, name) for detections in answers]
         wanted = [truth_of_class(frame, name) for frame in scenes]
         assert recall(found, wanted, 0.3) > least_recall, name
-        assert recall(wanted, found, 0.3) > least_precision, name  # what was found, by true boxes
+        assert recall(wanted, found, 0.3) > least_precision, name  # the part of the found on a true box
 
 
 def test_the_video_is_what_another_program_reads(simulated: Path) -> None:

@@ -93,10 +93,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 def check_place(path: Path) -> None:
     """Whether there can be an output at `path`, worth asking before long work. Raises: UsageError."""
-    # lexists: a broken link is in the way too, and what may not be looked at is not there.
-    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        why = "cannot be written to" if folder.is_dir() else "is no folder"
+    # lexists: a broken link is in the way too, and what may not be looked at is no place.
+    folder = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), path)
+    if not (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)):
+        why = "cannot be written to" if os.path.isdir(folder) else "is no folder"
         raise UsageError(f"An output needs a folder that can be written to; {folder} {why}. Choose another path.")
 
 

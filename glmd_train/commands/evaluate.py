@@ -88,9 +88,7 @@ def _check(options: argparse.Namespace) -> None:
         from glmd_train.scores.plots import new_figure
 
         new_figure()  # an error now if there is no matplotlib
-        if options.out.exists() and not options.out.is_dir():
-            raise UsageError(f"--out expects a folder; {options.out} is a file.")
-        check_place(options.out)
+        check_place(options.out / "report.md")
 
 
 def _check_paths(options: argparse.Namespace) -> None:

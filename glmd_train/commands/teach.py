@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:
     """The file and the folder to write. Raises: UsageError if there is none, no place, or something there."""
     if options.output is None and not options.dry_run:
         raise UsageError("-o NAME is needed: it writes NAME.safetensors and NAME.report. Or use --dry-run.")
-    if options.output and not options.output.name:
+    if options.output and options.output.name in ("", ".."):
         raise UsageError(f"-o NAME must end in a name for the files; got {options.output}.")
     name = options.output or Path("dry_run")
     name = name.with_suffix("") if name.suffix == ".safetensors" else name
@@ -97,7 +98,7 @@ def _outputs(options: argparse.Namespace) -> tuple[Path, Path]:
     done = (output, folder / "report.json")  # a folder without is of a lesson that was stopped
     for path in done if options.output else ():
         check_place(path)
-    if options.output and (there := [str(path) for path in done if path.exists()]):
+    if not options.dry_run and (there := [str(path) for path in done if os.path.exists(path)]):
         raise UsageError(f"{' and '.join(there)} exists already. Choose another -o, or remove it.")
     return output, folder
 

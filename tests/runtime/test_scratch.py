@@ -116,9 +116,12 @@ def test_whether_there_is_a_place_can_be_asked_before_the_work(tmp_path: Path, m
     for taken in ("notes", "lost"):
         with pytest.raises(UsageError, match=f"{taken} is no folder"):
             check_place(tmp_path / taken / "new" / "a.json")
-    monkeypatch.setattr("os.access", lambda *_: False)  # for root, every folder is writable
-    with pytest.raises(UsageError, match="cannot be written to"):
-        check_place(tmp_path / "a.json")
+    # Of the folder itself alone: one in which it lies may be closed. For root every folder is writable.
+    monkeypatch.setattr("os.access", lambda folder, _: folder == tmp_path)
+    check_place(tmp_path / "a.json")
+    for closed in (tmp_path.parent / "a.json", Path("/")):
+        with pytest.raises(UsageError, match="cannot be written to"):
+            check_place(closed)
 
 
 def test_a_disk_without_room_for_a_folder_is_full_and_no_wrong_path(

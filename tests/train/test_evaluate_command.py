@@ -247,7 +247,7 @@ def test_wrong_inputs_are_one_clear_error_each(
     cases: list[tuple[tuple[object, ...], str]] = [
         ((*good, "--novel-classes", "dog"), "no class dog; it has person, car"),
         ((*good, "--background", tmp_path / "none"), "folder with pictures"),
-        ((*good, "--out", labels), "is a file"),
+        ((*good, "--out", labels), f"{labels.name} is no folder"),
         ((*good, "--out", labels / "report"), "is no folder"),
         (("--engine", bundle, "--data", tmp_path / "none.json"), "does not exist"),
         (("--engine", bundle, "--data", empty), "not JSON"),
