@@ -91,6 +91,10 @@ def test_people_and_cars_of_a_simulated_scene_are_found(simulated: Path) -> None
     assert [row["frame"] for row in rows] == list(range(20))
     wanted = [truth_of_class(frame, "person", "car") for frame in simulate(parse_sim_uri(SCENE))]
     assert recall([of_class(row["detections"], "person", "car") for row in rows], wanted, 0.3) > 0.4
+    manifest = open_bundle(BUNDLE).manifest
+    own = dict(zip(manifest.class_names, manifest.postprocess.score_thresholds, strict=True))
+    kept = [[d for d in row["detections"] if d["score"] > own[d["name"]]] for row in rows]
+    assert recall([of_class(detections, "person", "car") for detections in kept], wanted, 0.3) > 0.3
 
 
 @pytest.fixture(scope="module")
