@@ -88,7 +88,7 @@ def _check(options: argparse.Namespace) -> None:
         from glmd_train.scores.plots import new_figure
 
         new_figure()  # an error now if there is no matplotlib
-        check_place(options.out / "report.md")
+        check_place(options.out / "scores.json")
 
 
 def _check_paths(options: argparse.Namespace) -> None:
